@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+#
+# The front door for people. It knows how to get what is needed and whom to call; how the native
+# part is built stands in setup.py. V=1 shows commands; VMLINUX=build/vmlinux builds with what
+# "make vmlinux" wrote.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/ready
+# What the build asks for, from pyproject.toml.
+REQUIRES = $(shell sed -n 's/^requires = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ',')
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+Q := $(if $(filter 1,$(V)),,@)
+QUIET := $(if $(filter 1,$(V)),,-q)
+
+# bpftool is in /usr/sbin, which an ordinary user's PATH may lack.
+export PATH := $(PATH):/usr/sbin:/sbin
+# A developer's build: warnings in our C are errors.
+export PYBOOTSTRAP_WERROR := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export V VMLINUX
+
+C_FILES = $(wildcard bpf/*.[ch] pybootstrap/native/*.[ch] vmlinux/*.h)
+
+.DELETE_ON_ERROR:
+.PHONY: all deps run test lint format wheel vmlinux clean help
+
+all: $(READY) ## Build into .venv (the default)
+	$(Q)$(PY) setup.py $(QUIET) build_ext --inplace
+
+$(READY): pyproject.toml setup.py | deps
+	@echo "  VENV    $(VENV)"
+	$(Q)$(PYTHON) -m venv $(VENV)
+	$(Q)$(PY) -m pip install $(QUIET) $(REQUIRES)
+	$(Q)$(PY) setup.py $(QUIET) build_ext --inplace
+	@echo "  PIP     pybootstrap[test,dev]"
+	$(Q)$(PY) -m pip install $(QUIET) --no-build-isolation -e '.[test,dev]'
+	@touch $@
+
+deps: ## Install the system packages that are missing (Debian, Ubuntu)
+	@missing=; \
+	need() { name=$$1; shift; "$$@" >/dev/null 2>&1 || missing="$$missing $$name"; }; \
+	bpftool() { command bpftool version || command -v /usr/lib/linux-tools*/*/bpftool; }; \
+	bpftool_package() { grep -qs '^ID=ubuntu' /etc/os-release && echo linux-tools-generic || echo bpftool; }; \
+	need clang clang --version; \
+	need clang-format clang-format --version; \
+	need "$$(bpftool_package)" bpftool; \
+	need gcc cc --version; \
+	need libc6-dev test -e /usr/include/stdlib.h; \
+	need pkg-config pkg-config --version; \
+	need libelf-dev pkg-config libelf; \
+	need zlib1g-dev pkg-config zlib; \
+	test -e libbpf/src/Makefile || need libbpf-dev pkg-config 'libbpf >= 1.0'; \
+	need python3-venv $(PYTHON) -c 'import ensurepip, venv'; \
+	need python3-dev $(PYTHON) -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")'; \
+	test -n "$$missing" || exit 0; \
+	echo "  APT    $$missing"; \
+	command -v apt-get >/dev/null || { \
+		echo "make: no apt-get here: install what corresponds to$$missing, and try again" >&2; exit 1; }; \
+	test -z "$(SUDO)" || command -v sudo >/dev/null || { \
+		echo "make: installing$$missing needs root: run 'make deps' as root once" >&2; exit 1; }; \
+	install() { $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >build/apt.log 2>&1; }; \
+	mkdir -p build; \
+	install || { $(SUDO) apt-get update -qq >build/apt.log 2>&1 && install; } || { cat build/apt.log >&2; exit 1; }
+
+run: all ## Build and run the command, as root: make run ARGS='-d 10'
+	@$(SUDO) $(VENV)/bin/bootstrap $(ARGS)
+
+test: all ## Run all tests, as root: make test ARGS='-k exec'
+	@$(SUDO) env PYBOOTSTRAP_REQUIRE_KERNEL=1 PYTHONDONTWRITEBYTECODE=1 \
+		$(PY) -m pytest -p no:cacheprovider $(ARGS)
+
+lint: all ## Check style and types
+	$(Q)$(PY) -m ruff check $(QUIET)
+	$(Q)$(PY) -m ruff format --check $(QUIET)
+	$(Q)$(PY) -m mypy --no-error-summary
+	$(Q)clang-format --dry-run -Werror $(C_FILES)
+
+format: all ## Format Python and C
+	$(Q)$(PY) -m ruff check --fix $(QUIET)
+	$(Q)$(PY) -m ruff format $(QUIET)
+	$(Q)clang-format -i $(C_FILES)
+
+wheel: all ## Make the sdist, and from it the wheel for other machines, in dist/
+	$(Q)rm -rf build/wheel && mkdir -p build/wheel dist
+	@echo "  SDIST   dist/"
+	$(Q)$(PY) -m build --sdist --outdir build/wheel . >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
+	@echo "  WHEEL   dist/"
+	$(Q)$(PY) -m pip wheel $(QUIET) --no-deps -w build/wheel build/wheel/*.tar.gz
+	$(Q)PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel $(if $(Q),,-v) repair -w dist \
+		build/wheel/*.whl >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
+	$(Q)mv build/wheel/*.tar.gz dist/
+	@ls -1 dist/*.whl dist/*.tar.gz
+
+vmlinux: | deps ## Write all types of the running kernel to build/vmlinux/vmlinux.h
+	@echo "  BTF     build/vmlinux/vmlinux.h"
+	$(Q)mkdir -p build/vmlinux
+	$(Q)bpftool btf dump file /sys/kernel/btf/vmlinux format c >build/vmlinux/vmlinux.h
+
+clean: ## Remove what was built
+	$(Q)rm -rf build dist $(VENV) *.egg-info pybootstrap/*.so .mypy_cache .pytest_cache .ruff_cache
+	$(Q)find . -name __pycache__ -prune -exec rm -rf {} +
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause */
+/*
+ * The records that the BPF programs write and user space reads, and their limits.
+ *
+ * This file is the only place where they are written down: the BPF programs and the shim include
+ * it, and cffi's declarations (and from them the offsets that Python uses) are made from it. So it
+ * holds plain C types, enums and structs only, each field at its natural alignment, no padding left
+ * to the compiler: every byte of a record has a name, and the BPF programs write every one.
+ */
+#ifndef BOOTSTRAP_H
+#define BOOTSTRAP_H
+
+/* ---- What every record starts with; nothing here knows about exec and exit ---- */
+
+struct record {
+	unsigned int size; /* bytes in use, this head and the tail included */
+	unsigned short kind; /* which record: see enum record_kind */
+	unsigned short flags; /* see enum record_flags */
+	unsigned long long time_ns; /* in the ring CLOCK_BOOTTIME; the shim makes it wall clock */
+	unsigned long long lost; /* how many records found the ring full before this one */
+};
+
+/* ---- Exec and exit ---- */
+
+enum limits {
+	COMM_SIZE = 16, /* the kernel's TASK_COMM_LEN */
+	FILENAME_SIZE = 4128, /* PATH_MAX with its NUL, after execveat(2)'s "/dev/fd/N/" */
+	ARGS_SIZE = 8192, /* bytes of arguments kept, with the NUL that ends each */
+	TEXT_SIZE = FILENAME_SIZE + ARGS_SIZE,
+};
+
+enum record_kind {
+	RECORD_EXEC = 1,
+	RECORD_EXIT = 2,
+};
+
+enum record_flags {
+	FILENAME_TRUNCATED = 1, /* longer than FILENAME_SIZE, or unreadable */
+	ARGS_TRUNCATED = 2, /* longer than ARGS_SIZE, or unreadable */
+	DURATION_SINCE_EXEC = 4, /* exit: else since the process was created */
+	TEXT_MISSING = 8, /* exit: an exec was seen, but there was no room to keep its text */
+};
+
+/* The process an event is about. Ids are those of the root namespaces, unless said otherwise. */
+struct process {
+	unsigned long long start_boottime_ns; /* task_struct.start_boottime of the group leader */
+	unsigned long long cgroup_id; /* cgroup v2, as bpf_get_current_cgroup_id() has it */
+	unsigned int pid; /* task_struct.tgid */
+	unsigned int ppid; /* real_parent->tgid */
+	unsigned int uid; /* real user id */
+	unsigned int gid; /* real group id */
+	unsigned int sid; /* session id */
+	unsigned int ns_pid; /* the pid in the process's own pid namespace */
+	char comm[COMM_SIZE]; /* the leader's task_struct.comm, NUL-padded */
+};
+
+/* File name and arguments end each record: filename_size bytes, then args_size bytes. */
+struct text {
+	unsigned int filename_size; /* with its NUL; 0: not known */
+	unsigned int args_size; /* as in memory from mm->arg_start: each argument and its NUL */
+};
+
+struct exec_record {
+	struct record record;
+	struct process process;
+	struct text text;
+	char tail[];
+};
+
+struct exit_record {
+	struct record record;
+	struct process process;
+	struct text text; /* of the last exec, when that was seen */
+	unsigned long long duration_ns;
+	unsigned int status; /* as wait4(2) returns it */
+	unsigned int unused; /* always 0 */
+	char tail[];
+};
+
+#endif

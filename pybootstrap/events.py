@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""Events: typed, read-only views of the records that the BPF programs send.
+
+An event holds the bytes of its record and reads a field when it is asked for, so building one costs
+next to nothing. The offsets come from `bpf/bootstrap.h` through cffi; no layout is written here.
+Text is decoded like file names (`os.fsdecode`): `os.fsencode` gives back every byte.
+"""
+
+from __future__ import annotations
+
+import struct
+from os import fsdecode
+from signal import Signals
+from typing import Any, Callable, ClassVar, NamedTuple, Union
+
+from pybootstrap._native import ffi, lib
+from pybootstrap.errors import RecordError
+
+__all__ = ["Decoder", "Event", "ExecEvent", "ExitEvent", "LostEvent", "ProcessEvent"]
+
+
+def member(struct_name: str, path: str) -> tuple[int, Any]:
+    """Byte offset and cffi type of the member `path` (such as "process.pid") of a C struct."""
+    offset, ctype = 0, ffi.typeof(f"struct {struct_name}")
+    for name in path.split("."):
+        field = dict(ctype.fields)[name]
+        offset, ctype = offset + field.offset, field.type
+    return offset, ctype
+
+
+def layout(struct_name: str, *paths: str) -> struct.Struct:
+    """A precompiled `struct.Struct` for these members, given in the order of the record."""
+    form, position = "=", 0
+    for path in paths:
+        offset, ctype = member(struct_name, path)
+        size = ffi.sizeof(ctype)
+        code = f"{size}s" if ctype.kind == "array" else {2: "H", 4: "I", 8: "Q"}[size]
+        form += f"{offset - position}x{code}"
+        position = offset + size
+    return struct.Struct(form)
+
+
+def _number(path: str, struct_name: str = "exec_record") -> Callable[[bytes], int]:
+    """A function that reads one number of a record."""
+    unpack = layout(struct_name, path).unpack_from
+
+    def read(record: bytes) -> int:
+        value: int = unpack(record)[0]
+        return value
+
+    return read
+
+
+# The members that both kinds of record have are at the same place in both.
+_head = layout(
+    "exec_record",
+    "record.size",
+    "record.kind",
+    "record.time_ns",
+    "record.lost",
+    "text.filename_size",
+    "text.args_size",
+).unpack_from
+_time_ns = _number("record.time_ns")
+_flags = _number("record.flags")
+_start_boottime_ns = _number("process.start_boottime_ns")
+_cgroup_id = _number("process.cgroup_id")
+_pid = _number("process.pid")
+_ppid = _number("process.ppid")
+_uid = _number("process.uid")
+_gid = _number("process.gid")
+_sid = _number("process.sid")
+_ns_pid = _number("process.ns_pid")
+_comm = layout("exec_record", "process.comm").unpack_from
+_filename_size = _number("text.filename_size")
+_duration_ns = _number("duration_ns", "exit_record")
+_status = _number("status", "exit_record")
+
+
+class ProcessEvent:
+    """What the events of a process have in common: who it is.
+
+    Two events with the same `pid` and `start_boottime_ns` are of the same process; a pid alone can
+    be used again. Events are equal when all their fields are. All ids are those of the root
+    namespaces, except `ns_pid`.
+    """
+
+    __slots__ = ("_record",)
+    _HEAD_SIZE: ClassVar[int]  # bytes before the text
+    _FIELDS: ClassVar[tuple[str, ...]]
+
+    def __init__(self, record: bytes) -> None:
+        """Wraps the bytes of one record; `Tracer` does this, see `Decoder` for the checks."""
+        self._record = record
+
+    @property
+    def time_ns(self) -> int:
+        """When it happened: wall clock, ns since the epoch.
+
+        The kernel's CLOCK_BOOTTIME at the event (`bpf_ktime_get_boot_ns`), turned into wall clock
+        with the difference of the two clocks when the record was read.
+        """
+        return _time_ns(self._record)
+
+    @property
+    def pid(self) -> int:
+        """Process id, that is thread-group id: `task_struct.tgid`."""
+        return _pid(self._record)
+
+    @property
+    def ppid(self) -> int:
+        """Process id of the parent at the event, also under a debugger: `real_parent->tgid`."""
+        return _ppid(self._record)
+
+    @property
+    def uid(self) -> int:
+        """Real user id (`cred.uid`); on exec, as the new program has it."""
+        return _uid(self._record)
+
+    @property
+    def gid(self) -> int:
+        """Real group id (`cred.gid`); on exec, as the new program has it."""
+        return _gid(self._record)
+
+    @property
+    def sid(self) -> int:
+        """Session id (`signal->pids[PIDTYPE_SID]`): see setsid(2)."""
+        return _sid(self._record)
+
+    @property
+    def ns_pid(self) -> int:
+        """Process id in the innermost pid namespace of the process: what getpid(2) says there."""
+        return _ns_pid(self._record)
+
+    @property
+    def cgroup_id(self) -> int:
+        """Id of the cgroup (v2 hierarchy): the inode number of its directory."""
+        return _cgroup_id(self._record)
+
+    @property
+    def start_boottime_ns(self) -> int:
+        """When the process was created: CLOCK_BOOTTIME, ns; `task_struct.start_boottime`.
+
+        Field 22 of proc_pid_stat(5) is the same in clock ticks.
+        """
+        return _start_boottime_ns(self._record)
+
+    @property
+    def comm(self) -> str:
+        """Command name, at most 15 bytes: `task_struct.comm` of the thread-group leader."""
+        name: bytes = _comm(self._record)[0]
+        return fsdecode(name.partition(b"\0")[0])
+
+    def _text(self) -> list[str]:
+        """File name and arguments as one list; empty when they are not known."""
+        text = fsdecode(self._record[self._HEAD_SIZE :]).split("\0")
+        if not text[-1]:  # what was cut has no final NUL
+            text.pop()
+        return text
+
+    def asdict(self) -> dict[str, Any]:
+        """All fields by name, in a fixed order."""
+        return {name: getattr(self, name) for name in self._FIELDS}
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.asdict().items())
+        return f"{type(self).__name__}({fields})"
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ProcessEvent):
+            return self._record == other._record
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._record)
+
+    def __reduce__(self) -> tuple[type[ProcessEvent], tuple[bytes]]:
+        return type(self), (self._record,)
+
+
+_IDENTITY = (
+    "time_ns",
+    "pid",
+    "ppid",
+    "uid",
+    "gid",
+    "sid",
+    "ns_pid",
+    "cgroup_id",
+    "start_boottime_ns",
+    "comm",
+    "filename",
+    "args",
+    "args_truncated",
+)
+
+
+class ExecEvent(ProcessEvent):
+    """A process executed a program: execve(2) or execveat(2) succeeded, in any of its threads."""
+
+    __slots__ = ()
+    _HEAD_SIZE = ffi.sizeof("struct exec_record")
+    _FIELDS = _IDENTITY
+
+    @property
+    def filename(self) -> str:
+        """What was executed, as the caller named it (`linux_binprm.filename`).
+
+        For a script this is the script. For fexecve(3) it is "/dev/fd/N".
+        """
+        return self._text()[0]
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        """The arguments as the new program sees them: its memory from `mm->arg_start` on.
+
+        Up to 8 KiB are kept. Empty when the Tracer was told `args=False`.
+        """
+        return tuple(self._text()[1:])
+
+    @property
+    def args_truncated(self) -> bool:
+        """Whether arguments were cut at 8 KiB, or could not be read."""
+        return bool(_flags(self._record) & lib.ARGS_TRUNCATED)
+
+
+class ExitEvent(ProcessEvent):
+    """A process ended: its last thread is gone."""
+
+    __slots__ = ()
+    _HEAD_SIZE = ffi.sizeof("struct exit_record")
+    _FIELDS = (
+        *_IDENTITY,
+        "exit_code",
+        "signal",
+        "signal_name",
+        "core_dumped",
+        "duration_ns",
+        "duration_since",
+    )
+
+    @property
+    def filename(self) -> str | None:
+        """`ExecEvent.filename` of its last exec.
+
+        None when no exec was seen, or the Tracer was told `args=False`.
+        """
+        text = self._text()
+        return text[0] if text else None
+
+    @property
+    def args(self) -> tuple[str, ...] | None:
+        """`ExecEvent.args` of its last exec; None when `filename` is None."""
+        text = self._text()
+        return tuple(text[1:]) if text else None
+
+    @property
+    def args_truncated(self) -> bool:
+        """Whether arguments were cut at 8 KiB or could not be read, or text could not be kept."""
+        return bool(_flags(self._record) & (lib.ARGS_TRUNCATED | lib.TEXT_MISSING))
+
+    @property
+    def exit_code(self) -> int:
+        """What the program gave to exit(3), 0 to 255: WEXITSTATUS of wait(2).
+
+        0 when a signal ended the process: look at `signal` first.
+        """
+        return _status(self._record) >> 8 & 0xFF
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that ended the process, WTERMSIG of wait(2); None for none."""
+        return _status(self._record) & 0x7F or None
+
+    @property
+    def signal_name(self) -> str | None:
+        """The name of `signal`, such as "SIGKILL" or "SIGRTMIN+3"; None for none."""
+        number = self.signal
+        return None if number is None else signal_name(number)
+
+    @property
+    def core_dumped(self) -> bool:
+        """Whether the kernel wrote a core dump: WCOREDUMP of wait(2)."""
+        return bool(_status(self._record) & 0x80)
+
+    @property
+    def duration_ns(self) -> int:
+        """How long the process ran, in ns of CLOCK_BOOTTIME, from what `duration_since` says."""
+        return _duration_ns(self._record)
+
+    @property
+    def duration_since(self) -> str:
+        """Where `duration_ns` counts from: "exec", its last exec, or "start", its creation.
+
+        It is "start" for a process that never called exec while traced.
+        """
+        return "exec" if _flags(self._record) & lib.DURATION_SINCE_EXEC else "start"
+
+
+class LostEvent(NamedTuple):
+    """Events are missing here: they found the ring buffer full."""
+
+    time_ns: int
+    """Time of the first event after the gap: wall clock, ns since the epoch."""
+    since_ns: int
+    """Time of the last event before the gap; 0 when there was none."""
+    count: int  # type: ignore[assignment]  # nobody counts values in it
+    """How many events were lost."""
+
+
+Event = Union[ExecEvent, ExitEvent, LostEvent]
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal as signal(7) has it; real-time signals count from SIGRTMIN."""
+    try:
+        return Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN{number - Signals.SIGRTMIN:+d}"
+
+
+class Decoder:
+    """Turns batches of records into events, and gaps in the kernel's count into `LostEvent`s.
+
+    General: what it knows of a record is its head and that text ends it.
+    """
+
+    _KINDS: ClassVar[dict[int, type[Any]]] = {
+        lib.RECORD_EXEC: ExecEvent,
+        lib.RECORD_EXIT: ExitEvent,
+    }
+
+    def __init__(self) -> None:
+        self.lost = 0  # how many losses were reported
+        self._time_ns = 0  # of the last event
+
+    def decode(self, batch: bytes) -> list[Event]:
+        """The events of a batch, in the ring's order.
+
+        Raises RecordError for bytes that are no records; it never reads outside of the batch.
+        """
+        unpack, kinds = _head, self._KINDS
+        events: list[Event] = []
+        start, end = 0, len(batch)
+        lost, time_ns = self.lost, self._time_ns
+        while start < end:
+            try:
+                size, kind, now_ns, lost_before, filename_size, args_size = unpack(batch, start)
+                event_type = kinds[kind]
+            except (struct.error, KeyError):
+                raise RecordError(f"no record at byte {start} of a batch of {end}") from None
+            if size != event_type._HEAD_SIZE + filename_size + args_size or start + size > end:
+                raise RecordError(f"record at byte {start} of {end} says it has {size} bytes")
+            if lost_before > lost:
+                events.append(LostEvent(now_ns, time_ns, lost_before - lost))
+                lost = lost_before
+            events.append(event_type(batch[start : start + size]))
+            time_ns = now_ns
+            start += size
+        self.lost, self._time_ns = lost, time_ns
+        return events
+
+    def losses(self, lost: int, now_ns: int) -> list[Event]:
+        """The loss that no record tells of yet, `lost` being the kernel's count by now."""
+        if lost <= self.lost:
+            return []
+        gap = LostEvent(now_ns, self._time_ns, lost - self.lost)
+        self.lost = lost
+        return [gap]

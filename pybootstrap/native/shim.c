@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+/*
+ * The only place that calls the skeleton and libbpf. It holds no Python: cffi wraps it (build.py).
+ *
+ * Reading: our own epoll set holds three descriptors.
+ *   - the ring buffer map, edge-triggered: the kernel woke us (see bpf/ring.bpf.h for when it does);
+ *   - a timer: the reader's side of that bargain, to look again one latency bound after it got
+ *     records, so that whoever waits on shim_fd() keeps the promise without knowing of it;
+ *   - an eventfd: shim_wake().
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <linux/membarrier.h>
+
+#include "bootstrap.h"
+#include "shim.h"
+/* The generated code is not ours to tidy. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#pragma GCC diagnostic ignored "-Wsign-compare"
+#include "bootstrap.skel.h"
+#pragma GCC diagnostic pop
+
+#define NSEC_PER_SEC 1000000000LL
+
+/* Python takes records apart by these offsets, and copies them as bytes: no padding anywhere. */
+_Static_assert(sizeof(struct record) == 24, "struct record has padding");
+_Static_assert(sizeof(struct process) == 56, "struct process has padding");
+_Static_assert(sizeof(struct exec_record) == 24 + 56 + 8, "struct exec_record has padding");
+_Static_assert(sizeof(struct exit_record) == 24 + 56 + 8 + 16, "struct exit_record has padding");
+_Static_assert(sizeof(struct exit_record) + TEXT_SIZE <= SHIM_MIN_READ,
+	       "a read buffer must hold any record");
+
+struct shim {
+	struct bootstrap_bpf *skeleton;
+	struct ring_buffer *rb;
+	int epoll_fd;
+	int timer_fd;
+	int wake_fd;
+	long long max_latency_ns;
+	unsigned long long received;
+	unsigned long long lost; /* as of the last read that emptied the ring */
+	bool more; /* the last read filled its buffer, so the ring may hold more */
+
+	/* The read under way, for take_record(). */
+	char *buffer;
+	unsigned int size;
+	unsigned int used;
+	long long wall_offset_ns;
+
+	/* What libbpf said. */
+	FILE *log_stream;
+	char *log;
+	size_t log_size;
+	bool verbose;
+};
+
+static int take_record(void *ctx, void *data, size_t size);
+
+/* ---- What is about this tool, and not about any: its settings and its counters ---- */
+
+static int apply_settings(struct shim *s, const struct shim_settings *o)
+{
+	struct bootstrap_bpf *skeleton = s->skeleton;
+	unsigned int texts = o->capture_args ? o->max_processes : 1;
+	int err;
+
+	skeleton->rodata->min_duration_ns = o->min_duration_ns;
+	skeleton->rodata->max_latency_ns = o->max_latency_ns;
+	skeleton->rodata->wakeup_bytes = o->ring_size / 4;
+	skeleton->rodata->capture_args = o->capture_args;
+	err = bpf_map__set_max_entries(skeleton->maps.rb, o->ring_size);
+	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_start, o->max_processes);
+	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text, texts);
+	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_long, texts);
+	return err;
+}
+
+static unsigned long long counter(const volatile unsigned long long *c)
+{
+	return __atomic_load_n(c, __ATOMIC_ACQUIRE);
+}
+
+int shim_stats(struct shim *s, struct shim_stats *stats)
+{
+	const struct bootstrap_bpf__bss *bss = s->skeleton->bss;
+	struct bpf_program *program;
+
+	memset(stats, 0, sizeof(*stats));
+	stats->received = s->received;
+	if (!bss || !s->rb)
+		return 0; /* not loaded yet */
+	stats->produced = counter(&bss->produced);
+	stats->lost = counter(&bss->lost);
+	stats->untracked = counter(&bss->untracked);
+	stats->truncated = counter(&bss->truncated);
+	bpf_object__for_each_program(program, s->skeleton->obj) {
+		struct bpf_prog_info info = {};
+		__u32 size = sizeof(info);
+		int err = bpf_obj_get_info_by_fd(bpf_program__fd(program), &info, &size);
+
+		if (err)
+			return -errno;
+		stats->missed += info.recursion_misses;
+	}
+	return 0;
+}
+
+/* ---- libbpf's log ---- */
+
+/* libbpf's log function is told no handle: the one that calls libbpf in this thread stands here. */
+static __thread struct shim *logging;
+static libbpf_print_fn_t other_print; /* of another user of libbpf in this process */
+
+static int keep_log(enum libbpf_print_level level, const char *format, va_list args)
+{
+	struct shim *s = logging;
+	va_list copy;
+
+	if (!s)
+		return other_print ? other_print(level, format, args) : 0;
+	if (level == LIBBPF_DEBUG && !s->verbose)
+		return 0;
+	if (s->verbose) {
+		va_copy(copy, args);
+		vfprintf(stderr, format, copy);
+		va_end(copy);
+	}
+	return vfprintf(s->log_stream, format, args);
+}
+
+static void start_logging(struct shim *s)
+{
+	libbpf_print_fn_t before = libbpf_set_print(keep_log);
+
+	if (before != keep_log)
+		other_print = before;
+	logging = s;
+}
+
+static int stop_logging(int err)
+{
+	logging = NULL;
+	return err;
+}
+
+const char *shim_log(struct shim *s)
+{
+	fflush(s->log_stream);
+	return s->log ? s->log : "";
+}
+
+const char *shim_libbpf_version(void)
+{
+	return libbpf_version_string();
+}
+
+/* ---- Open, load, attach, detach, close ---- */
+
+static int watch(struct shim *s, int fd, uint32_t events)
+{
+	struct epoll_event event = {.events = events, .data.fd = fd};
+
+	return epoll_ctl(s->epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
+}
+
+static int open_descriptors(struct shim *s)
+{
+	int err;
+
+	s->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	s->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (s->epoll_fd < 0 || s->timer_fd < 0 || s->wake_fd < 0)
+		return -errno;
+	err = watch(s, s->timer_fd, EPOLLIN);
+	return err ? err : watch(s, s->wake_fd, EPOLLIN);
+}
+
+int shim_open(struct shim **shim, const struct shim_settings *settings)
+{
+	struct shim *s = calloc(1, sizeof(*s));
+	int err;
+
+	*shim = s;
+	if (!s)
+		return -ENOMEM;
+	s->epoll_fd = s->timer_fd = s->wake_fd = -1;
+	s->max_latency_ns = settings->max_latency_ns;
+	s->verbose = settings->verbose;
+	s->log_stream = open_memstream(&s->log, &s->log_size);
+	if (!s->log_stream)
+		return -ENOMEM;
+	err = open_descriptors(s);
+	if (err)
+		return err;
+	start_logging(s);
+	s->skeleton = bootstrap_bpf__open();
+	err = s->skeleton ? apply_settings(s, settings) : -errno;
+	return stop_logging(err);
+}
+
+int shim_load(struct shim *s)
+{
+	int ring_fd, err;
+
+	start_logging(s);
+	err = bootstrap_bpf__load(s->skeleton);
+	if (err)
+		return stop_logging(err);
+	ring_fd = bpf_map__fd(s->skeleton->maps.rb);
+	s->rb = ring_buffer__new(ring_fd, take_record, s, NULL);
+	err = s->rb ? watch(s, ring_fd, EPOLLIN | EPOLLET) : -errno;
+	return stop_logging(err);
+}
+
+int shim_attach(struct shim *s)
+{
+	start_logging(s);
+	return stop_logging(bootstrap_bpf__attach(s->skeleton));
+}
+
+int shim_detach(struct shim *s)
+{
+	const struct timespec grace = {.tv_nsec = 100000000};
+
+	start_logging(s);
+	bootstrap_bpf__detach(s->skeleton);
+	stop_logging(0);
+	/* Programs run under RCU, which this waits for; kernels with nohz_full CPUs refuse it. */
+	if (syscall(__NR_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0))
+		nanosleep(&grace, NULL);
+	return 0;
+}
+
+static void close_descriptor(int fd)
+{
+	if (fd >= 0)
+		close(fd);
+}
+
+void shim_close(struct shim *s)
+{
+	if (!s)
+		return;
+	start_logging(s);
+	ring_buffer__free(s->rb);
+	bootstrap_bpf__destroy(s->skeleton);
+	stop_logging(0);
+	close_descriptor(s->epoll_fd);
+	close_descriptor(s->timer_fd);
+	close_descriptor(s->wake_fd);
+	if (s->log_stream)
+		fclose(s->log_stream);
+	free(s->log);
+	free(s);
+}
+
+/* ---- Read ---- */
+
+static long long now_ns(clockid_t clock)
+{
+	struct timespec t;
+
+	clock_gettime(clock, &t);
+	return t.tv_sec * NSEC_PER_SEC + t.tv_nsec;
+}
+
+/* libbpf calls this for each record; a negative result ends the round after this record. */
+static int take_record(void *ctx, void *data, size_t size)
+{
+	struct shim *s = ctx;
+	struct record head;
+	char *to = s->buffer + s->used;
+
+	memcpy(&head, data, sizeof(head));
+	if (head.size < sizeof(head) || head.size > size)
+		return -EBADMSG; /* not a record of ours */
+	head.time_ns += s->wall_offset_ns;
+	memcpy(to, &head, sizeof(head));
+	memcpy(to + sizeof(head), (char *)data + sizeof(head), head.size - sizeof(head));
+	s->used += head.size;
+	s->received++;
+	return s->size - s->used < sizeof(struct exit_record) + TEXT_SIZE ? -ENOBUFS : 0;
+}
+
+/* Fires once after delay_ns; 0: not at all. Either way it is not readable until then. */
+static int set_timer(struct shim *s, long long delay_ns)
+{
+	struct itimerspec t = {
+		.it_value = {.tv_sec = delay_ns / NSEC_PER_SEC, .tv_nsec = delay_ns % NSEC_PER_SEC},
+	};
+
+	return timerfd_settime(s->timer_fd, 0, &t, NULL) ? -errno : 0;
+}
+
+/* Is nothing in the ring, not even a record reserved and not sent yet? The map's poll says that. */
+static bool ring_is_empty(struct shim *s)
+{
+	struct pollfd p = {.fd = bpf_map__fd(s->skeleton->maps.rb), .events = POLLIN};
+
+	return poll(&p, 1, 0) == 0;
+}
+
+/* Takes what is there and sets the timer for the next look. */
+static int drain(struct shim *s, bool timer_fired)
+{
+	int err;
+
+	s->used = 0;
+	s->wall_offset_ns = now_ns(CLOCK_REALTIME) - now_ns(CLOCK_BOOTTIME);
+	err = ring_buffer__consume(s->rb);
+	s->more = err == -ENOBUFS;
+	if (err < 0 && !s->more)
+		return err;
+	if (!s->more)
+		s->lost = counter(&s->skeleton->bss->lost);
+	if (s->more)
+		err = set_timer(s, 1); /* for those who wait on shim_fd() */
+	else if (s->used > 0)
+		err = set_timer(s, s->max_latency_ns);
+	else if (timer_fired)
+		err = set_timer(s, ring_is_empty(s) ? 0 : s->max_latency_ns);
+	else
+		err = 0;
+	return err ? err : (int)s->used;
+}
+
+int shim_read(struct shim *s, void *buffer, unsigned int size, int timeout_ms)
+{
+	long long end = timeout_ms > 0 ? now_ns(CLOCK_MONOTONIC) + timeout_ms * 1000000LL : 0;
+	long long left;
+	int got;
+
+	if (size < SHIM_MIN_READ)
+		return -EINVAL;
+	s->buffer = buffer;
+	s->size = size;
+	for (;;) {
+		struct epoll_event events[3];
+		bool woken = false, timer_fired = false;
+		int wait_ms = s->more ? 0 : timeout_ms;
+		int n = epoll_wait(s->epoll_fd, events, 3, wait_ms);
+
+		if (n < 0)
+			return -errno;
+		for (int i = 0; i < n; i++) {
+			woken |= events[i].data.fd == s->wake_fd;
+			timer_fired |= events[i].data.fd == s->timer_fd;
+		}
+		got = drain(s, timer_fired);
+		if (got || woken || timeout_ms == 0)
+			return got;
+		if (timeout_ms > 0) {
+			left = end - now_ns(CLOCK_MONOTONIC);
+			timeout_ms = left > 0 ? (left + 999999) / 1000000 : 0;
+		}
+	}
+}
+
+int shim_wake(struct shim *s)
+{
+	const uint64_t one = 1;
+
+	return write(s->wake_fd, &one, sizeof(one)) == sizeof(one) ? 0 : -errno;
+}
+
+unsigned long long shim_lost(const struct shim *s)
+{
+	return s->lost;
+}
+
+int shim_fd(struct shim *s)
+{
+	return s->epoll_fd;
+}

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""What pyproject.toml cannot declare: the native part, and what is generated.
+
+    bpf/*, vmlinux/*   -> build/bootstrap.bpf.o    clang, bpftool gen object
+                       -> build/bootstrap.skel.h   bpftool gen skeleton
+    shim.c             -> build/shim.o             C compiler
+    bootstrap.h, shim.h-> build/_native.c          cffi
+                       -> build/_native.abi3.so    C compiler and linker
+
+libbpf/ is built first when the submodule is checked out; else the system's libbpf is used.
+
+A step runs when the contents of its inputs, or its command, are not those it last ran with. That is
+kept next to its output, in a file named *.inputs. Contents can be told in an unpacked archive too,
+where time stamps mean nothing: so the sdist simply ships the skeleton with what it was made from.
+
+Read from the environment: V=1 shows commands; VMLINUX=DIR takes vmlinux.h from another directory;
+PYBOOTSTRAP_WERROR=1, which the Makefile sets, makes warnings in our C errors. (Not so otherwise: a
+compiler newer than this release must not break its installation.) CC, CLANG, BPFTOOL, PKG_CONFIG
+name other programs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from build_manpages import build_manpages, get_build_py_cmd
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
+
+BUILD = Path("build")
+BPF_OBJECT = BUILD / "bootstrap.bpf.o"
+SKELETON = BUILD / "bootstrap.skel.h"
+BINDING = BUILD / "_native.c"
+MAN_PAGE = BUILD / "bootstrap.1"  # made by argparse-manpage: see pyproject.toml
+
+SUBMODULE = Path("libbpf")
+VMLINUX = Path(os.environ.get("VMLINUX") or "vmlinux")
+NATIVE = Path("pybootstrap/native")
+RECORDS = Path("bpf/bootstrap.h")
+
+VERBOSE = os.environ.get("V") == "1"
+WARNINGS = ["-Wall", "-Wextra"]
+if os.environ.get("PYBOOTSTRAP_WERROR") == "1":
+    WARNINGS.append("-Werror")
+
+BPF_TARGET = "bpfel" if sys.byteorder == "little" else "bpfeb"
+BPF_FLAGS = ["-g", "-O2", "-target", BPF_TARGET, "-mcpu=v3"]
+SHIM_FLAGS = ["-std=gnu11", "-O2", "-fvisibility=hidden"]
+ABI3 = ("Py_LIMITED_API", "0x03090000")  # with "cp39" below and requires-python in pyproject.toml
+
+
+# ---- Steps ----
+
+
+def run(*command: str | Path, output: Path | None = None) -> None:
+    """Run a command, its standard output into a file if so wanted; end the build if it fails."""
+    words = [str(word) for word in command]
+    if VERBOSE:
+        print(shlex.join(words) + (f" > {output}" if output else ""), flush=True)
+    done = subprocess.run(words, stdout=subprocess.PIPE if output else None, check=False)
+    if done.returncode:
+        sys.exit(f"pybootstrap: {Path(words[0]).name} failed (status {done.returncode}), see above")
+    if output:
+        output.write_bytes(done.stdout)
+
+
+def step(
+    name: str, output: Path, inputs: Iterable[Path], command: str, make: Callable[[], None]
+) -> None:
+    """Make output by calling make(), unless it was made from the same inputs in the same way."""
+    inputs = list(inputs)
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path}\n" for path in inputs]
+    wanted = f"{command}\n{''.join(sums)}"
+    known = inputs_file(output)
+    if output.exists() and known.exists() and known.read_text() == wanted:
+        return
+    print(f"  {name:<8}{inputs[0]}", flush=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    known.unlink(missing_ok=True)
+    make()
+    known.write_text(wanted)
+
+
+def inputs_file(output: Path) -> Path:
+    """Where step() keeps what output was made from."""
+    return output.with_name(f"{output.name}.inputs")
+
+
+# ---- What must be installed ----
+
+
+def missing(what: str, debian: str, fedora: str) -> SystemExit:
+    """One sentence instead of a compiler's error."""
+    return SystemExit(
+        f"pybootstrap: {what} is needed to build this: "
+        f"install {debian} (Debian, Ubuntu) or {fedora} (Fedora)"
+    )
+
+
+def works(*command: str) -> bool:
+    """Does this command exist and exit with status 0?"""
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def find_clang() -> str:
+    """The compiler that knows the BPF target."""
+    clang = os.environ.get("CLANG") or "clang"
+    if not works(clang, "--version"):
+        raise missing("clang", "clang", "clang")
+    return clang
+
+
+def find_bpftool() -> str:
+    """The bpftool that makes skeletons.
+
+    It may not be on an ordinary user's PATH. And Ubuntu's /usr/sbin/bpftool refuses to run when
+    there is none for the running kernel, while any can do this.
+    """
+    candidates: list[str | Path] = ["bpftool", "/usr/sbin/bpftool"]
+    candidates += sorted(Path("/usr/lib").glob("linux-tools*/*/bpftool"), reverse=True)
+    for candidate in [os.environ["BPFTOOL"]] if os.environ.get("BPFTOOL") else candidates:
+        if works(str(candidate), "version"):
+            return str(candidate)
+    raise missing("bpftool", "bpftool (on Ubuntu linux-tools-generic)", "bpftool")
+
+
+def pkg_config(*words: str) -> list[str]:
+    """What pkg-config answers."""
+    command = [os.environ.get("PKG_CONFIG") or "pkg-config", *words]
+    return shlex.split(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+
+def check_c_toolchain() -> None:
+    """A C compiler, Python's headers, pkg-config, and the libraries under libbpf."""
+    cc = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
+    if not works(cc, "--version"):
+        raise missing(f"a C compiler ({cc})", "gcc", "gcc")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        raise missing("Python's C header Python.h", "python3-dev", "python3-devel")
+    if not works(os.environ.get("PKG_CONFIG") or "pkg-config", "--version"):
+        raise missing("pkg-config", "pkg-config", "pkgconf-pkg-config")
+    for library, debian, fedora in (
+        ("libelf", "libelf-dev", "elfutils-libelf-devel"),
+        ("zlib", "zlib1g-dev", "zlib-devel"),
+    ):
+        if not works(os.environ.get("PKG_CONFIG") or "pkg-config", library):
+            raise missing(f"{library} with its headers", debian, fedora)
+
+
+# ---- libbpf ----
+
+
+class Libbpf(NamedTuple):
+    """How to use libbpf."""
+
+    include: list[str]  # compiler options
+    link: list[str]  # linker options
+    files: list[Path]  # what is in these goes into the extension
+    version: str
+
+
+def is_checked_out() -> bool:
+    """Was the submodule fetched, and not only named?"""
+    return (SUBMODULE / "src/Makefile").exists()
+
+
+def find_libbpf() -> Libbpf:
+    """The submodule's libbpf when it is checked out, made here; else the system's."""
+    if is_checked_out():
+        return make_libbpf()
+    if not works(os.environ.get("PKG_CONFIG") or "pkg-config", "libbpf >= 1.0"):
+        raise missing("libbpf 1.0 or newer with its headers", "libbpf-dev", "libbpf-devel")
+    return Libbpf(
+        include=pkg_config("--cflags", "libbpf"),
+        link=pkg_config("--libs", "libbpf"),
+        files=[],
+        version=f"libbpf {pkg_config('--modversion', 'libbpf')[0]}",
+    )
+
+
+def make_libbpf() -> Libbpf:
+    """Static, position-independent, its symbols not visible outside of the extension."""
+    prefix = BUILD.resolve() / "libbpf"
+    archive = BUILD / "libbpf/libbpf.a"
+    # CFLAGS=-fPIC would take away libbpf's own -O2.
+    command = ["make", "-C", str(SUBMODULE / "src"), "-s", "BUILD_STATIC_ONLY=1"]
+    command += ["EXTRA_CFLAGS=-fPIC", "PREFIX=", "INCLUDEDIR=/include", "LIBDIR=/lib"]
+    places = [f"OBJDIR={prefix}", f"DESTDIR={prefix}"]
+
+    def make() -> None:
+        if not works("make", "--version"):
+            raise missing("make", "make", "make")
+        shutil.rmtree(prefix, ignore_errors=True)
+        run("env", "-u", "MAKEFLAGS", *command, *places, f"-j{os.cpu_count()}", "install")
+
+    sources = sorted(path for path in SUBMODULE.glob("**/*.[ch]") if path.is_file())
+    step("MAKE", archive, [SUBMODULE / "src/Makefile", *sources], shlex.join(command), make)
+    return Libbpf(
+        include=[f"-I{BUILD / 'libbpf/include'}", f"-I{SUBMODULE / 'include/uapi'}"],
+        link=["-Wl,--exclude-libs,ALL", *pkg_config("--libs", "libelf", "zlib")],
+        files=[archive],
+        version="",
+    )
+
+
+# ---- From BPF sources to the skeleton ----
+
+
+def make_skeleton(find: Callable[[], Libbpf]) -> None:
+    """The BPF object and, made from it, the C header with the object in it."""
+    sources = [Path("bpf/bootstrap.bpf.c"), *sorted(Path("bpf").glob("*.h")), VMLINUX / "vmlinux.h"]
+    if is_checked_out():
+        sources += sorted((SUBMODULE / "src").glob("bpf_*.h"))
+
+    def compile_bpf() -> None:
+        clang, bpftool = find_clang(), find_bpftool()
+        unlinked = BUILD / "bootstrap.unlinked.o"
+        includes = [f"-I{VMLINUX}", "-Ibpf", *find().include]
+        run(clang, *BPF_FLAGS, *WARNINGS, *includes, "-c", sources[0], "-o", unlinked)
+        run(bpftool, "gen", "object", BPF_OBJECT, unlinked)  # leaves out DWARF
+
+    def generate() -> None:
+        name = "bootstrap_bpf"
+        run(find_bpftool(), "gen", "skeleton", BPF_OBJECT, "name", name, output=SKELETON)
+
+    step("CLANG", BPF_OBJECT, sources, shlex.join(BPF_FLAGS), compile_bpf)
+    step("SKEL", SKELETON, [BPF_OBJECT], "bpftool gen skeleton", generate)
+
+
+# ---- The extension ----
+
+
+class BuildExt(build_ext):
+    """Every step up to pybootstrap/_native.abi3.so."""
+
+    def run(self) -> None:
+        check_c_toolchain()
+        self.libbpf = find_libbpf()
+        make_skeleton(lambda: self.libbpf)
+        super().run()
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build into BUILD and copy from there: setuptools uses a new directory each time."""
+        self.make_binding()
+        shim = self.compile_shim()
+        ext.include_dirs = [str(RECORDS.parent), str(NATIVE)]
+        ext.extra_objects = [str(shim), *map(str, self.libbpf.files)]
+        ext.extra_link_args = self.libbpf.link
+        target = Path(self.get_ext_fullpath(ext.name))
+        built = BUILD / target.name
+
+        def make() -> None:
+            self.force = True
+            super(BuildExt, self).build_extension(ext)
+            shutil.copy2(target, built)
+
+        command = [*self.compiler.compiler_so, *self.compiler.linker_so, *self.libbpf.link]
+        inputs = [BINDING, RECORDS, NATIVE / "shim.h", shim, *self.libbpf.files]
+        step("CC", built, inputs, shlex.join([*command, *ABI3]), make)
+        if not target.exists() or target.read_bytes() != built.read_bytes():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(built, target)
+
+    def make_binding(self) -> None:
+        """The C source that cffi makes: what carries calls from Python to the shim."""
+        script = NATIVE / "build.py"
+        headers = [RECORDS, NATIVE / "shim.h"]
+
+        def make() -> None:
+            run(sys.executable, script, BINDING, *headers)
+
+        step("CFFI", BINDING, [*headers, script], "cffi", make)
+
+    def compile_shim(self) -> Path:
+        """shim.c is compiled on its own, so that only our own C is held to our warnings."""
+        source = NATIVE / "shim.c"
+        shim = BUILD / "shim.o"
+        includes = ["-Ibpf", f"-I{BUILD}", f"-I{NATIVE}", *self.libbpf.include]
+        command = [*self.compiler.compiler_so, *SHIM_FLAGS]
+
+        def make() -> None:
+            run(*command, *WARNINGS, *includes, "-c", source, "-o", shim)
+
+        inputs = [source, NATIVE / "shim.h", RECORDS, SKELETON, *self.libbpf.files]
+        step("CC", shim, inputs, shlex.join([*command, self.libbpf.version]), make)
+        return shim
+
+
+# ---- The sdist ----
+
+
+class Sdist(sdist):
+    """Also ships what is generated, so that installing from it needs neither clang nor bpftool.
+
+    libbpf/ is not shipped: what is built from an sdist uses the system's libbpf.
+    """
+
+    def run(self) -> None:
+        if os.environ.get("VMLINUX"):
+            sys.exit("pybootstrap: an sdist is made with vmlinux/ only: unset VMLINUX")
+        make_skeleton(find_libbpf)
+        self.run_command("build_manpages")
+        super().run()
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        (base_dir / BUILD).mkdir()
+        shutil.copy2(MAN_PAGE, base_dir / MAN_PAGE)
+        for output in (BPF_OBJECT, SKELETON):
+            shutil.copy2(output, base_dir / output)
+            # There, libbpf/ is no input.
+            lines = inputs_file(output).read_text().splitlines(keepends=True)
+            kept = [line for line in lines if f"  {SUBMODULE}/" not in line]
+            (base_dir / inputs_file(output)).write_text("".join(kept))
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=[
+            Extension(
+                "pybootstrap._native",
+                sources=[str(BINDING)],
+                define_macros=[ABI3],
+                py_limited_api=True,
+            )
+        ],
+        cmdclass={
+            "build_ext": BuildExt,
+            "build_manpages": build_manpages,
+            "build_py": get_build_py_cmd(),
+            "sdist": Sdist,
+        },
+        options={"bdist_wheel": {"py_limited_api": "cp39"}},
+    )

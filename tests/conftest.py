@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""Tests marked `kernel` load real BPF programs. Where that is not possible they are skipped with
+the reason, unless PYBOOTSTRAP_REQUIRE_KERNEL=1 asks for a failure instead."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import pytest
+
+from pybootstrap import BootstrapError, Tracer
+
+
+@functools.cache
+def why_no_kernel() -> str | None:
+    """Why tracing does not work here, or None when it does."""
+    try:
+        with Tracer():
+            return None
+    except BootstrapError as error:
+        return str(error)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "kernel: loads BPF programs into the running kernel")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("kernel") is None:
+        return
+    reason = why_no_kernel()
+    if reason is None:
+        return
+    if os.environ.get("PYBOOTSTRAP_REQUIRE_KERNEL") == "1":
+        pytest.fail(f"PYBOOTSTRAP_REQUIRE_KERNEL=1, but {reason}", pytrace=False)
+    pytest.skip(reason)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""The command: its output, its ends, its exit statuses."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from pybootstrap import __version__
+from pybootstrap.render import HEADER
+from tests.kernel.conftest import DEADLINE_S, Command, run
+
+Start = Callable[..., Command]
+PROGRAMS = ("handle_exec", "handle_exit")
+LINE = re.compile(
+    r"(?P<time>\d\d:\d\d:\d\d) (?P<event>EXEC |EXIT ) (?P<comm>.{16}) "
+    r"(?P<pid>\d+ *) (?P<ppid>\d+ *) (?P<detail>.+)"
+)
+
+
+def lines_of(output: str, pid: int) -> list[str]:
+    """Event and last column of the lines of one process; every line must have the right form."""
+    found = []
+    for line in output.splitlines():
+        if line + "\n" == HEADER:
+            continue
+        match = LINE.fullmatch(line)
+        assert match, line
+        if int(match["pid"]) == pid:
+            assert int(match["ppid"]) == os.getpid()
+            assert len(match["pid"]) == len(match["ppid"]) == 7
+            found.append(f"{match['event'].rstrip()} {match['comm'].rstrip()} {match['detail']}")
+    return found
+
+
+def without_ms(lines: list[str]) -> list[str]:
+    return [re.sub(r"\(\d+ms\)", "(_ms)", line) for line in lines]
+
+
+def test_text(bootstrap: Start) -> None:
+    command = bootstrap()
+    command.wait_for_header()
+    good, _ = run("/bin/true", "unseen")
+    bad, _ = run("/bin/sh", "-c", "exit 3")
+    killed, _ = run("/bin/sh", "-c", "kill -KILL $$")
+    status, out, err = command.end(signal.SIGINT)
+    assert (status, err) == (0, "")
+    assert without_ms(lines_of(out, good)) == ["EXEC true /bin/true", "EXIT true [0] (_ms)"]
+    assert without_ms(lines_of(out, bad)) == ["EXEC sh /bin/sh", "EXIT sh [3] (_ms)"]
+    assert without_ms(lines_of(out, killed)) == ["EXEC sh /bin/sh", "EXIT sh [0] (_ms) SIGKILL"]
+
+
+def test_args(bootstrap: Start) -> None:
+    command = bootstrap("--args")
+    command.wait_for_header()
+    pid, _ = run("/bin/sh", "-c", "exit 3", "a\nb")
+    _, out, _ = command.end(signal.SIGTERM)
+    assert without_ms(lines_of(out, pid)) == [
+        r"EXEC sh /bin/sh -c 'exit 3' 'a\x0ab'",
+        r"EXIT sh [3] (_ms) /bin/sh -c 'exit 3' 'a\x0ab'",
+    ]
+
+
+def test_duration(bootstrap: Start) -> None:
+    command = bootstrap("-d", "100")
+    command.wait_for_header()
+    short, _ = run("/bin/true")
+    long, _ = run("/bin/sleep", "0.2")
+    _, out, _ = command.end(signal.SIGTERM)
+    assert lines_of(out, short) == []
+    assert without_ms(lines_of(out, long)) == ["EXIT sleep [0] (_ms)"]
+    assert "EXEC" not in out
+
+
+def test_json(bootstrap: Start) -> None:
+    command = bootstrap("--json")
+    time.sleep(0.5)
+    pids: list[int] = []
+    assert command.process.stdout is not None
+    while not pids or command.process.poll() is None:
+        pids.append(run("/bin/sh", "-c", "exit 5")[0])
+        if len(pids) == 20:
+            break
+        time.sleep(0.05)
+    status, out, _ = command.end(signal.SIGTERM)
+    assert status == 0
+    events = [json.loads(line) for line in out.splitlines()]
+    mine = [e for e in events if e["pid"] == pids[-1]]
+    assert [e["event"] for e in mine] == ["exec", "exit"]
+    assert mine[0]["args"] == ["/bin/sh", "-c", "exit 5"]
+    assert mine[1]["exit_code"] == 5
+    assert mine[1]["signal"] is None
+
+
+def test_count(bootstrap: Start) -> None:
+    command = bootstrap("-n", "3")
+    command.wait_for_header()
+    for _ in range(5):
+        run("/bin/true")
+    status, out, _ = command.end()
+    assert status == 0
+    assert len(out.splitlines()) == 3
+
+
+def test_output_comes_at_once_through_a_pipe(bootstrap: Start) -> None:
+    command = bootstrap()
+    command.wait_for_header()
+    run("/bin/true")
+    assert command.process.stdout is not None
+    assert LINE.fullmatch(command.process.stdout.readline().decode().rstrip("\n"))
+
+
+def test_a_closed_pipe_ends_it_quietly(bootstrap: Start) -> None:
+    command = bootstrap()
+    command.wait_for_header()
+    assert command.process.stdout is not None
+    command.process.stdout.close()
+    end = time.monotonic() + DEADLINE_S
+    while command.process.poll() is None:
+        assert time.monotonic() < end
+        run("/bin/true")
+    assert command.process.stderr is not None
+    assert (command.process.wait(), command.process.stderr.read()) == (0, b"")
+    command.process.stdout = None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_ends_it_and_leaves_nothing(
+    bootstrap: Start, number: signal.Signals
+) -> None:
+    """Also during start-up. Until main() runs, the interpreter itself answers to the signal."""
+    for delay_ms in range(0, 300, 30):
+        command = bootstrap()
+        time.sleep(delay_ms / 1000)
+        status, _, err = command.end(number)
+        assert status == 0 or not re.search(r'cli\.py", line \d+, in main', err), err
+    end = time.monotonic() + DEADLINE_S
+    while leaked := leaked_programs():  # the kernel frees them a little later
+        assert time.monotonic() < end, leaked
+        time.sleep(0.1)
+
+
+def leaked_programs() -> list[dict[str, object]]:
+    """Programs named like ours that no process holds: what an ended one has left in the kernel."""
+    listing = subprocess.run(
+        ["bpftool", "--json", "prog", "list"],
+        env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"},
+        capture_output=True,
+        check=True,
+    )
+    held = set(re.findall(r"prog_id:\t(\d+)", "".join(all_fdinfo())))
+    programs = [p for p in json.loads(listing.stdout) if p.get("name") in PROGRAMS]
+    return [p for p in programs if str(p["id"]) not in held]
+
+
+def all_fdinfo() -> Iterator[str]:
+    """What /proc says of every open descriptor of the machine, BPF programs and links included."""
+    for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            yield info.read_text()
+
+
+def test_without_privilege() -> None:
+    """Root, but without a single capability."""
+    ended = subprocess.run(
+        ["setpriv", "--bounding-set=-all", sys.executable, "-m", "pybootstrap"],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (77, "")
+    assert ended.stderr.startswith("bootstrap: tracing needs the capabilities CAP_BPF")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_standard_output_closed(bootstrap: Start) -> None:
+    status, _, err = bootstrap("-n", "1", stdout=None, preexec_fn=lambda: os.close(1)).end()
+    assert (status, err.count("\n")) == (74, 1)
+
+
+def test_standard_output_full(bootstrap: Start) -> None:
+    with Path("/dev/full").open("wb") as full:
+        status, _, err = bootstrap("-n", "1", stdout=full).end()
+    assert status == 74
+    assert err == "bootstrap: cannot write the output: No space left on device\n"
+
+
+def test_verbose(bootstrap: Start) -> None:
+    command = bootstrap("-v")
+    command.wait_for_header()
+    status, _, err = command.end(signal.SIGTERM)
+    assert status == 0
+    assert "libbpf: " in err
+
+
+def test_version(bootstrap: Start) -> None:
+    status, out, _ = bootstrap("--version").end()
+    assert status == 0
+    assert re.fullmatch(rf"bootstrap {re.escape(__version__)} \(libbpf v[\d.]+\)\n", out)
+
+
+def test_the_installed_script_is_the_same_command() -> None:
+    script = Path(sys.executable).parent / "bootstrap"
+    out = subprocess.run([script, "--version"], capture_output=True, check=True, text=True).stdout
+    assert out.startswith(f"bootstrap {__version__} ")

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""The Tracer's behaviour: ways to read, stopping, closing, errors, books, leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import select
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pybootstrap import (
+    Event,
+    LostEvent,
+    PrivilegeError,
+    SettingError,
+    StateError,
+    Stats,
+    Tracer,
+)
+from tests.kernel.conftest import DEADLINE_S, collect, exits, of_pids, run, until_exit
+
+
+def test_the_callback_gets_every_event() -> None:
+    seen: list[Event] = []
+    with Tracer(on_event=seen.append) as tracer:
+        pid, _ = run("/bin/true")
+        handed = 0
+        end = time.monotonic() + DEADLINE_S
+        while not exits(seen, {pid}) and time.monotonic() < end:
+            handed += tracer.poll(timeout=0.5)
+    assert handed == len(seen)
+    assert len(of_pids(seen, {pid})) == 2
+
+
+def test_an_exception_in_the_callback_propagates_and_loses_nothing() -> None:
+    seen: list[Event] = []
+
+    def on_event(event: Event) -> None:
+        seen.append(event)
+        if len(seen) == 2:
+            raise ZeroDivisionError
+
+    with Tracer(on_event=on_event) as tracer:
+        pids = {run("/bin/true")[0] for _ in range(5)}
+        time.sleep(0.1)
+        with pytest.raises(ZeroDivisionError):
+            tracer.run()
+        assert len(seen) == 2
+        while len(exits(seen, pids)) < 5:
+            assert tracer.poll(timeout=DEADLINE_S) > 0
+    assert len(of_pids(seen, pids)) == 10
+
+
+def test_run_ends_when_the_callback_stops_it() -> None:
+    def on_event(_: Event) -> None:
+        tracer.stop()
+
+    tracer = Tracer(on_event=on_event)
+    with tracer:
+        run("/bin/true")
+        tracer.run()
+
+
+def test_iteration_ends_after_stop_with_all_that_came_before() -> None:
+    with Tracer() as tracer:
+        pids = {run("/bin/true")[0] for _ in range(20)}
+        tracer.stop()
+        run("/bin/true")
+        events = list(tracer)
+        assert len(of_pids(events, pids)) == 40
+        assert tracer.read(timeout=0) == []
+        assert list(tracer) == []
+        assert tracer.stats.produced == tracer.stats.received == len(events)
+
+
+def test_leaving_a_loop_loses_nothing() -> None:
+    with Tracer() as tracer:
+        pids = {run("/bin/true")[0] for _ in range(5)}
+        events: list[Event] = []
+        for event in tracer:
+            events.append(event)
+            break
+        tracer.stop()
+        events += tracer
+    assert len(of_pids(events, pids)) == 10
+
+
+def test_another_threads_stop_ends_a_blocked_read() -> None:
+    with Tracer(min_duration_ms=3_600_000) as tracer:
+        threading.Timer(0.2, tracer.stop).start()
+        assert tracer.read() == []
+
+
+def test_another_threads_close_ends_a_blocked_read() -> None:
+    with Tracer(min_duration_ms=3_600_000) as tracer:
+        threading.Timer(0.2, tracer.close).start()
+        assert tracer.read() == []
+        with pytest.raises(StateError):
+            tracer.read()
+
+
+@pytest.mark.parametrize("method", ["stop", "close"])
+def test_a_signal_handler_ends_a_blocked_read(method: str) -> None:
+    with Tracer(min_duration_ms=3_600_000) as tracer:
+        before = signal.signal(signal.SIGALRM, lambda *_: getattr(tracer, method)())
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            assert tracer.read() == []
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+
+def test_other_signals_do_not_end_a_read() -> None:
+    with Tracer(min_duration_ms=3_600_000) as tracer:
+        before = signal.signal(signal.SIGALRM, lambda *_: None)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+            start = time.monotonic()
+            assert tracer.read(timeout=0.5) == []
+            assert time.monotonic() - start >= 0.5
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def test_an_exception_in_a_signal_handler_comes_out_of_read() -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Tracer(min_duration_ms=3_600_000) as tracer:
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(KeyboardInterrupt):
+                tracer.read()
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+
+def test_two_threads_cannot_read_at_once() -> None:
+    with Tracer(min_duration_ms=3_600_000) as tracer:
+        reader = threading.Thread(target=tracer.read)
+        reader.start()
+        time.sleep(0.2)
+        with pytest.raises(StateError, match="another thread"):
+            tracer.read(timeout=0)
+        tracer.stop()
+        reader.join(DEADLINE_S)
+        assert not reader.is_alive()
+
+
+def test_async_iteration() -> None:
+    async def trace() -> list[Event]:
+        async with Tracer() as tracer:
+            asyncio.get_running_loop().call_later(0.3, tracer.stop)
+            pids.append(run("/bin/true")[0])
+            return [event async for event in tracer]
+
+    pids: list[int] = []
+    events = asyncio.run(asyncio.wait_for(trace(), DEADLINE_S))
+    assert len(of_pids(events, set(pids))) == 2
+
+
+def test_the_descriptor_keeps_the_latency_promise() -> None:
+    """Whoever waits on fileno() alone sees everything, also what did not wake the reader."""
+    with Tracer() as tracer:
+        poller = select.poll()
+        poller.register(tracer.fileno(), select.POLLIN)
+        pids = {run("/bin/true")[0] for _ in range(50)}
+        events: list[Event] = []
+        while len(exits(events, pids)) < 50:
+            assert poller.poll(DEADLINE_S * 1000), "events in the ring, but nothing was said"
+            events += tracer.read(timeout=0)
+    assert len(of_pids(events, pids)) == 100
+
+
+@pytest.mark.parametrize("latency", [0, 1, 200])
+def test_no_event_is_left_behind_for_any_latency_bound(latency: float) -> None:
+    with Tracer(max_latency_ms=latency) as tracer:
+        for count in (1, 2, 30):
+            pids = {run("/bin/true")[0] for _ in range(count)}
+            events = collect(tracer, until_exit(*pids))
+            assert len(exits(events, pids)) == count
+
+
+def test_read_waits_no_longer_than_told() -> None:
+    with Tracer(min_duration_ms=3_600_000) as tracer:
+        for timeout in (0, 0.01, 0.3):
+            start = time.monotonic()
+            assert tracer.read(timeout=timeout) == []
+            assert time.monotonic() - start >= timeout
+        for bad in (-1, float("nan")):
+            with pytest.raises(SettingError):
+                tracer.read(timeout=bad)
+
+
+def test_close_can_be_called_again() -> None:
+    tracer = Tracer().start()
+    run("/bin/true")
+    tracer.close()
+    tracer.close()
+    assert tracer.stats.produced >= 2
+    with pytest.raises(StateError, match="closed"):
+        tracer.read()
+    with pytest.raises(StateError, match="closed"):
+        tracer.fileno()
+    with pytest.raises(StateError, match="once"):
+        tracer.start()
+
+
+def test_a_tracer_that_was_not_started_says_so() -> None:
+    tracer = Tracer()
+    for use in (tracer.read, tracer.fileno, lambda: next(tracer), lambda: tracer.stats):
+        with pytest.raises(StateError, match="not started"):
+            use()
+    with pytest.raises(StateError, match="on_event"):
+        tracer.run()
+    tracer.close()
+
+
+def test_stop_before_start_ends_it_at_once() -> None:
+    tracer = Tracer()
+    tracer.stop()
+    with tracer:
+        list(tracer)
+
+
+def test_a_forgotten_tracer_warns_and_is_closed() -> None:
+    descriptors = open_descriptors()
+    tracers = [Tracer().start()]
+    with pytest.warns(ResourceWarning, match="not closed"):
+        tracers.clear()  # which frees it
+    assert open_descriptors() == descriptors
+
+
+def test_two_tracers_at_once() -> None:
+    with Tracer() as one, Tracer(args=False) as two:
+        pid, _ = run("/bin/true", "x")
+        first = of_pids(collect(one, until_exit(pid)), {pid})
+        second = of_pids(collect(two, until_exit(pid)), {pid})
+    assert first[0].args == ("/bin/true", "x")
+    assert second[0].args == ()
+    assert len(first) == len(second) == 2
+
+
+def test_a_forked_child_cannot_use_the_tracer() -> None:
+    with Tracer() as tracer:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                tracer.read(timeout=0)
+            except StateError:
+                os._exit(0)
+            os._exit(1)
+        assert os.wait4(pid, 0)[1] == 0
+        assert collect(tracer, until_exit(pid))
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def resident_kib() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError("no VmRSS")
+
+
+def test_a_hundred_opens_and_closes_leak_nothing() -> None:
+    def cycle() -> None:
+        with Tracer() as tracer:
+            run("/bin/true")
+            tracer.read(timeout=0)
+
+    for _ in range(20):  # caches and the allocator settle
+        cycle()
+    gc.collect()
+    descriptors, memory = open_descriptors(), resident_kib()
+    for _ in range(100):
+        cycle()
+    gc.collect()
+    assert open_descriptors() == descriptors
+    assert resident_kib() - memory < 1024  # a leaked ring or log would be several times that
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"min_duration_ms": -1},
+        {"min_duration_ms": float("nan")},
+        {"min_duration_ms": float("inf")},
+        {"min_duration_ms": 2**63},
+        {"min_duration_ms": "10"},
+        {"min_duration_ms": True},
+        {"max_latency_ms": -0.1},
+        {"ring_size": 3 * 4096},
+        {"ring_size": 1024},
+        {"ring_size": 2**40},
+        {"ring_size": 4096.0},
+        {"max_processes": 0},
+        {"on_event": 7},
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, object]) -> None:
+    with pytest.raises(SettingError) as error:
+        Tracer(**settings)  # type: ignore[arg-type]
+    assert next(iter(settings)) in str(error.value)
+
+
+def test_without_privilege() -> None:
+    """As PermissionError, and by the name of what is missing."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setuid(65534)
+            Tracer().start()
+        except PermissionError as error:
+            os._exit(0 if isinstance(error, PrivilegeError) and "CAP_BPF" in str(error) else 1)
+        finally:
+            os._exit(2)
+    assert os.wait4(pid, 0)[1] == 0
+
+
+def test_the_books_balance_when_the_ring_overflows() -> None:
+    """Nobody reads while 400 processes run; the ring has room for a few of them."""
+    with Tracer(ring_size=8192) as tracer:
+        pids = {run("/bin/true")[0] for _ in range(400)}
+        tracer.stop()
+        events = list(tracer)
+        stats = tracer.stats
+    lost = sum(e.count for e in events if isinstance(e, LostEvent))
+    received = [e for e in events if not isinstance(e, LostEvent)]
+    assert stats.produced >= 2 * len(pids)
+    assert stats.lost == lost > 0
+    assert stats.received == len(received) > 0
+    assert stats.produced == stats.received + stats.lost
+
+
+def test_a_loss_is_told_in_its_place() -> None:
+    with Tracer(ring_size=8192) as tracer:
+        before = {run("/bin/true")[0] for _ in range(3)}
+        for _ in range(300):
+            run("/bin/true")
+        events = collect(tracer, lambda seen: any(isinstance(e, LostEvent) for e in seen))
+        after, _ = run("/bin/true")
+        events += collect(tracer, until_exit(after))
+    at = next(i for i, e in enumerate(events) if isinstance(e, LostEvent))
+    gap = events[at]
+    assert isinstance(gap, LostEvent)
+    assert len(of_pids(events[:at], before)) == 6
+    assert len(of_pids(events[at:], {after})) == 2
+    assert events[at - 1].time_ns == gap.since_ns <= gap.time_ns <= events[at + 1].time_ns
+
+
+def test_more_processes_than_can_be_remembered() -> None:
+    with Tracer(max_processes=10) as tracer:
+        pids = [os.posix_spawn("/bin/sleep", ["sleep", "60"], os.environ) for _ in range(40)]
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+            os.wait4(pid, 0)
+        ended = exits(collect(tracer, until_exit(*pids)), set(pids))
+        stats = tracer.stats
+    assert len(ended) == 40
+    since = [e.duration_since for e in ended]
+    # A hash map of 10 may hold one more for each CPU, and others' exits make room in it.
+    assert stats.untracked >= since.count("start") >= 20
+
+
+def test_stats_of_nothing() -> None:
+    with Tracer(min_duration_ms=3_600_000) as tracer:
+        assert tracer.stats == Stats(0, 0, 0, 0, 0, 0)

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""Decoding: what a record says is what the event says, and a record that lies is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, RecordError
+from pybootstrap._native import ffi, lib
+from pybootstrap.events import Decoder, signal_name
+from tests.records import exec_record, exit_record
+
+c_strings = st.binary(max_size=300).map(lambda b: b.replace(b"\0", b""))
+u32 = st.integers(0, 2**32 - 1)
+u64 = st.integers(0, 2**64 - 1)
+
+
+def decode(*records: bytes) -> list[Event]:
+    return Decoder().decode(b"".join(records))
+
+
+def decode_exec(record: bytes) -> ExecEvent:
+    (event,) = decode(record)
+    assert isinstance(event, ExecEvent)
+    return event
+
+
+def decode_exit(record: bytes) -> ExitEvent:
+    (event,) = decode(record)
+    assert isinstance(event, ExitEvent)
+    return event
+
+
+def test_every_field_of_an_exec() -> None:
+    event = decode_exec(
+        exec_record(
+            record__time_ns=1_700_000_000_123_456_789,
+            process__pid=4242,
+            process__ppid=1,
+            process__uid=1000,
+            process__gid=100,
+            process__sid=77,
+            process__ns_pid=5,
+            process__cgroup_id=2**40,
+            process__start_boottime_ns=123,
+            process__comm=b"sleep",
+        )
+    )
+    assert event.asdict() == {
+        "time_ns": 1_700_000_000_123_456_789,
+        "pid": 4242,
+        "ppid": 1,
+        "uid": 1000,
+        "gid": 100,
+        "sid": 77,
+        "ns_pid": 5,
+        "cgroup_id": 2**40,
+        "start_boottime_ns": 123,
+        "comm": "sleep",
+        "filename": "/usr/bin/sleep",
+        "args": ("sleep", "1"),
+        "args_truncated": False,
+    }
+
+
+@given(filename=c_strings, args=st.lists(c_strings, max_size=8).map(tuple))
+def test_text_comes_back_byte_for_byte(filename: bytes, args: tuple[bytes, ...]) -> None:
+    for event in decode(exec_record(filename, args), exit_record(filename, args)):
+        assert isinstance(event, (ExecEvent, ExitEvent))
+        assert event.filename is not None
+        assert event.args is not None
+        assert os.fsencode(event.filename) == filename
+        assert tuple(os.fsencode(arg) for arg in event.args) == args
+
+
+@given(pid=u32, ppid=u32, uid=u32, time_ns=u64, duration_ns=u64)
+def test_numbers_come_back(pid: int, ppid: int, uid: int, time_ns: int, duration_ns: int) -> None:
+    event = decode_exit(
+        exit_record(
+            process__pid=pid,
+            process__ppid=ppid,
+            process__uid=uid,
+            record__time_ns=time_ns,
+            duration_ns=duration_ns,
+        )
+    )
+    assert (event.pid, event.ppid, event.uid) == (pid, ppid, uid)
+    assert (event.time_ns, event.duration_ns) == (time_ns, duration_ns)
+
+
+@given(status=st.integers(0, 0xFFFF))
+def test_status_as_the_wait_macros_have_it(status: int) -> None:
+    if not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+        return
+    event = decode_exit(exit_record(status=status))
+    assert event.exit_code == os.WEXITSTATUS(status)
+    assert event.signal == (os.WTERMSIG(status) if os.WIFSIGNALED(status) else None)
+    assert event.core_dumped == os.WCOREDUMP(status)
+
+
+def test_an_exit_without_exec_has_no_text() -> None:
+    event = decode_exit(exit_record(None, None))
+    assert event.filename is None
+    assert event.args is None
+    assert event.duration_since == "start"
+
+
+def test_an_argument_that_was_cut_is_kept() -> None:
+    record = exec_record(b"/x", (b"x", b"long"), record__flags=lib.ARGS_TRUNCATED)
+    size = len(record) - 2
+    cut = bytearray(record[:size])
+    head: Any = ffi.from_buffer("struct exec_record *", cut)
+    head.record.size = size
+    head.text.args_size -= 2
+    event = decode_exec(bytes(cut))
+    assert event.args == ("x", "lon")
+    assert event.args_truncated
+
+
+def test_signal_names() -> None:
+    assert signal_name(9) == "SIGKILL"
+    assert signal_name(34) == "SIGRTMIN"
+    assert signal_name(37) == "SIGRTMIN+3"
+    assert signal_name(32) == "SIGRTMIN-2"
+
+
+def test_events_are_values() -> None:
+    event = decode_exec(exec_record(process__pid=1))
+    same = decode_exec(exec_record(process__pid=1))
+    other = decode_exec(exec_record(process__pid=2))
+    assert event == same
+    assert hash(event) == hash(same)
+    assert event not in (other, "event")
+    assert pickle.loads(pickle.dumps(event)) == event
+    assert repr(event).startswith("ExecEvent(time_ns=0, pid=1, ")
+    with pytest.raises(AttributeError):
+        event.pid = 3  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        event.other = 3  # type: ignore[attr-defined]
+
+
+def test_a_gap_is_reported_where_it_is() -> None:
+    events = decode(
+        exec_record(record__time_ns=10),
+        exec_record(record__time_ns=20, record__lost=3),
+        exec_record(record__time_ns=30, record__lost=3),
+        exec_record(record__time_ns=40, record__lost=4),
+    )
+    gaps = [(i, e) for i, e in enumerate(events) if isinstance(e, LostEvent)]
+    assert gaps == [
+        (1, LostEvent(time_ns=20, since_ns=10, count=3)),
+        (4, LostEvent(time_ns=40, since_ns=30, count=1)),
+    ]
+
+
+def test_a_gap_that_no_record_follows() -> None:
+    decoder = Decoder()
+    decoder.decode(exec_record(record__time_ns=10, record__lost=3))
+    assert decoder.losses(3, 50) == []
+    assert decoder.losses(5, 50) == [LostEvent(time_ns=50, since_ns=10, count=2)]
+    assert decoder.losses(5, 60) == []
+
+
+@given(st.binary(max_size=400))
+def test_arbitrary_bytes_decode_or_are_refused(batch: bytes) -> None:
+    try:
+        events = decode(batch)
+    except RecordError:
+        return
+    assert (len(batch) == 0) == (events == [])
+
+
+@given(cut=st.integers(1, 111))
+def test_a_record_cut_short_is_refused(cut: int) -> None:
+    record = exit_record()
+    with pytest.raises(RecordError):
+        decode(exec_record(), record[: len(record) - cut])
+
+
+@given(field=st.sampled_from(["size", "filename_size", "args_size"]), value=u32)
+def test_a_record_that_lies_about_its_length_is_refused(field: str, value: int) -> None:
+    record = bytearray(exec_record())
+    head: Any = ffi.from_buffer("struct exec_record *", record)
+    owner = head.record if field == "size" else head.text
+    if getattr(owner, field) == value:
+        return
+    setattr(owner, field, value)
+    with pytest.raises(RecordError):
+        decode(bytes(record), exec_record())
