@@ -13,7 +13,13 @@ READY := $(VENV)/ready
 # What the build asks for, from pyproject.toml.
 REQUIRES = $(shell sed -n 's/^requires = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ',')
 
+# With a plain path: setuptools' import hook would take 10 ms of each start. (And its editable
+# installs leave out data files, so the man page is linked.)
+EDITABLE := --config-settings editable_mode=compat
+
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# Root must leave no files in a tree that is not root's.
+AS_ROOT := $(if $(SUDO),sudo env PYTHONDONTWRITEBYTECODE=1)
 Q := $(if $(filter 1,$(V)),,@)
 QUIET := $(if $(filter 1,$(V)),,-q)
 
@@ -24,13 +30,22 @@ export PYBOOTSTRAP_WERROR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export V VMLINUX
 
-C_FILES = $(wildcard bpf/*.[ch] pybootstrap/native/*.[ch] vmlinux/*.h)
+BUILT = build dist $(VENV) *.egg-info pybootstrap/*.so .hypothesis .*_cache \
+	__pycache__ */__pycache__ */*/__pycache__
+C_FILES = $(wildcard bpf/*.[ch] pybootstrap/native/*.[ch] vmlinux/*.h bench/*.[ch] tests/exactness/*.c)
+
+# Programs beside the package; each directory is checked by itself.
+SCRIPTS = $(wildcard bench tests/exactness tests/kernels)
 
 .DELETE_ON_ERROR:
-.PHONY: all deps run test lint format wheel vmlinux clean help
+.PHONY: all deps run test lint format bench wheel vmlinux clean help
 
-all: $(READY) ## Build into .venv (the default)
+all: $(READY) build/bootstrap.1 ## Build into .venv (the default)
 	$(Q)$(PY) setup.py $(QUIET) build_ext --inplace
+
+build/bootstrap.1: docs/bootstrap.1.in pybootstrap/_parser.py pybootstrap/_version.py | $(READY)
+	@echo "  MAN     $@"
+	$(Q)$(PY) setup.py $(QUIET) build_manpages >build/man.log
 
 $(READY): pyproject.toml setup.py | deps
 	@echo "  VENV    $(VENV)"
@@ -38,7 +53,9 @@ $(READY): pyproject.toml setup.py | deps
 	$(Q)$(PY) -m pip install $(QUIET) $(REQUIRES)
 	$(Q)$(PY) setup.py $(QUIET) build_ext --inplace
 	@echo "  PIP     pybootstrap[test,dev]"
-	$(Q)$(PY) -m pip install $(QUIET) --no-build-isolation -e '.[test,dev]'
+	$(Q)$(PY) -m pip install $(QUIET) --no-build-isolation $(EDITABLE) -e '.[test,dev]'
+	$(Q)mkdir -p $(VENV)/share/man/man1
+	$(Q)ln -sf $(CURDIR)/build/bootstrap.1 $(VENV)/share/man/man1/
 	@touch $@
 
 deps: ## Install the system packages that are missing (Debian, Ubuntu)
@@ -68,16 +85,18 @@ deps: ## Install the system packages that are missing (Debian, Ubuntu)
 	install || { $(SUDO) apt-get update -qq >build/apt.log 2>&1 && install; } || { cat build/apt.log >&2; exit 1; }
 
 run: all ## Build and run the command, as root: make run ARGS='-d 10'
-	@$(SUDO) $(VENV)/bin/bootstrap $(ARGS)
+	@$(AS_ROOT) $(VENV)/bin/bootstrap $(ARGS)
 
 test: all ## Run all tests, as root: make test ARGS='-k exec'
-	@$(SUDO) env PYBOOTSTRAP_REQUIRE_KERNEL=1 PYTHONDONTWRITEBYTECODE=1 \
-		$(PY) -m pytest -p no:cacheprovider $(ARGS)
+	@$(AS_ROOT) env PYBOOTSTRAP_REQUIRE_KERNEL=1 $(PY) -m pytest -p no:cacheprovider $(ARGS)
 
 lint: all ## Check style and types
 	$(Q)$(PY) -m ruff check $(QUIET)
 	$(Q)$(PY) -m ruff format --check $(QUIET)
 	$(Q)$(PY) -m mypy --no-error-summary
+	$(Q)set -e; for scripts in $(SCRIPTS); do \
+		MYPYPATH=$$scripts $(PY) -m mypy --no-error-summary --explicit-package-bases $$scripts; \
+	done
 	$(Q)clang-format --dry-run -Werror $(C_FILES)
 
 format: all ## Format Python and C
@@ -85,13 +104,16 @@ format: all ## Format Python and C
 	$(Q)$(PY) -m ruff format $(QUIET)
 	$(Q)clang-format -i $(C_FILES)
 
+bench: all ## Measure, as root, next to the other tracers that are installed
+	@$(AS_ROOT) $(PY) bench/run.py $(ARGS)
+
 wheel: all ## Make the sdist, and from it the wheel for other machines, in dist/
-	$(Q)rm -rf build/wheel && mkdir -p build/wheel dist
+	$(Q)rm -rf build/wheel dist && mkdir -p build/wheel dist
 	@echo "  SDIST   dist/"
 	$(Q)$(PY) -m build --sdist --outdir build/wheel . >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
 	@echo "  WHEEL   dist/"
 	$(Q)$(PY) -m pip wheel $(QUIET) --no-deps -w build/wheel build/wheel/*.tar.gz
-	$(Q)PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel $(if $(Q),,-v) repair -w dist \
+	$(Q)PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --strip -w dist \
 		build/wheel/*.whl >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
 	$(Q)mv build/wheel/*.tar.gz dist/
 	@ls -1 dist/*.whl dist/*.tar.gz
@@ -99,11 +121,11 @@ wheel: all ## Make the sdist, and from it the wheel for other machines, in dist/
 vmlinux: | deps ## Write all types of the running kernel to build/vmlinux/vmlinux.h
 	@echo "  BTF     build/vmlinux/vmlinux.h"
 	$(Q)mkdir -p build/vmlinux
-	$(Q)bpftool btf dump file /sys/kernel/btf/vmlinux format c >build/vmlinux/vmlinux.h
+	$(Q)$${BPFTOOL:-bpftool} btf dump file /sys/kernel/btf/vmlinux format c >build/vmlinux/vmlinux.h || \
+		{ rm -f build/vmlinux/vmlinux.h; exit 1; }
 
 clean: ## Remove what was built
-	$(Q)rm -rf build dist $(VENV) *.egg-info pybootstrap/*.so .mypy_cache .pytest_cache .ruff_cache
-	$(Q)find . -name __pycache__ -prune -exec rm -rf {} +
+	$(Q)rm -rf $(BUILT) 2>/dev/null || $(SUDO) rm -rf $(BUILT)
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20

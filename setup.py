@@ -4,14 +4,15 @@
     bpf/*, vmlinux/*   -> build/bootstrap.bpf.o    clang, bpftool gen object
                        -> build/bootstrap.skel.h   bpftool gen skeleton
     shim.c             -> build/shim.o             C compiler
-    bootstrap.h, shim.h-> build/_native.c          cffi
+    the two headers    -> build/_native.c          cffi
                        -> build/_native.abi3.so    C compiler and linker
 
 libbpf/ is built first when the submodule is checked out; else the system's libbpf is used.
 
-A step runs when the contents of its inputs, or its command, are not those it last ran with. That is
-kept next to its output, in a file named *.inputs. Contents can be told in an unpacked archive too,
-where time stamps mean nothing: so the sdist simply ships the skeleton with what it was made from.
+A step runs when the contents of its inputs, or its command, are not those it last ran with: they
+are kept next to its output, in a file named *.inputs. In an unpacked archive that holds too, where
+time stamps mean nothing; so the sdist simply ships the skeleton and what it was made from. Tools
+and headers outside of this tree are not counted, except which libbpf the C code is compiled with.
 
 Read from the environment: V=1 shows commands; VMLINUX=DIR takes vmlinux.h from another directory;
 PYBOOTSTRAP_WERROR=1, which the Makefile sets, makes warnings in our C errors. (Not so otherwise: a
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +50,7 @@ VMLINUX = Path(os.environ.get("VMLINUX") or "vmlinux")
 NATIVE = Path("pybootstrap/native")
 RECORDS = Path("bpf/bootstrap.h")
 
+PKG_CONFIG = os.environ.get("PKG_CONFIG") or "pkg-config"
 VERBOSE = os.environ.get("V") == "1"
 WARNINGS = ["-Wall", "-Wextra"]
 if os.environ.get("PYBOOTSTRAP_WERROR") == "1":
@@ -99,12 +102,10 @@ def inputs_file(output: Path) -> Path:
 # ---- What must be installed ----
 
 
-def missing(what: str, debian: str, fedora: str) -> SystemExit:
+def missing(what: str, debian: str, fedora: str = "") -> SystemExit:
     """One sentence instead of a compiler's error."""
-    return SystemExit(
-        f"pybootstrap: {what} is needed to build this: "
-        f"install {debian} (Debian, Ubuntu) or {fedora} (Fedora)"
-    )
+    package = f"{debian} (Debian, Ubuntu) or {fedora} (Fedora)" if fedora else debian
+    return SystemExit(f"pybootstrap: {what} is needed to build this: install the package {package}")
 
 
 def works(*command: str) -> bool:
@@ -119,7 +120,7 @@ def find_clang() -> str:
     """The compiler that knows the BPF target."""
     clang = os.environ.get("CLANG") or "clang"
     if not works(clang, "--version"):
-        raise missing("clang", "clang", "clang")
+        raise missing("clang", "clang")
     return clang
 
 
@@ -129,35 +130,37 @@ def find_bpftool() -> str:
     It may not be on an ordinary user's PATH. And Ubuntu's /usr/sbin/bpftool refuses to run when
     there is none for the running kernel, while any can do this.
     """
-    candidates: list[str | Path] = ["bpftool", "/usr/sbin/bpftool"]
-    candidates += sorted(Path("/usr/lib").glob("linux-tools*/*/bpftool"), reverse=True)
-    for candidate in [os.environ["BPFTOOL"]] if os.environ.get("BPFTOOL") else candidates:
-        if works(str(candidate), "version"):
-            return str(candidate)
-    raise missing("bpftool", "bpftool (on Ubuntu linux-tools-generic)", "bpftool")
+    ubuntus = map(str, sorted(Path("/usr/lib").glob("linux-tools*/*/bpftool"), reverse=True))
+    wanted = os.environ.get("BPFTOOL")
+    for candidate in [wanted] if wanted else ["bpftool", "/usr/sbin/bpftool", *ubuntus]:
+        if works(candidate, "version"):
+            return candidate
+    raise missing("bpftool", "bpftool, or on Ubuntu linux-tools-generic")
 
 
 def pkg_config(*words: str) -> list[str]:
     """What pkg-config answers."""
-    command = [os.environ.get("PKG_CONFIG") or "pkg-config", *words]
+    command = [PKG_CONFIG, *words]
     return shlex.split(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
+def check_library(name: str, debian: str, fedora: str) -> None:
+    """A library with its headers, named as pkg-config knows it."""
+    if not works(PKG_CONFIG, "--version"):
+        raise missing("pkg-config", "pkg-config", "pkgconf-pkg-config")
+    if not works(PKG_CONFIG, name):
+        raise missing(f"{name} with its headers", debian, fedora)
+
+
 def check_c_toolchain() -> None:
-    """A C compiler, Python's headers, pkg-config, and the libraries under libbpf."""
+    """What every build needs, of libbpf only what is under it."""
     cc = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
     if not works(cc, "--version"):
-        raise missing(f"a C compiler ({cc})", "gcc", "gcc")
+        raise missing(f"a C compiler ({cc})", "gcc")
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         raise missing("Python's C header Python.h", "python3-dev", "python3-devel")
-    if not works(os.environ.get("PKG_CONFIG") or "pkg-config", "--version"):
-        raise missing("pkg-config", "pkg-config", "pkgconf-pkg-config")
-    for library, debian, fedora in (
-        ("libelf", "libelf-dev", "elfutils-libelf-devel"),
-        ("zlib", "zlib1g-dev", "zlib-devel"),
-    ):
-        if not works(os.environ.get("PKG_CONFIG") or "pkg-config", library):
-            raise missing(f"{library} with its headers", debian, fedora)
+    check_library("libelf", "libelf-dev", "elfutils-libelf-devel")
+    check_library("zlib", "zlib1g-dev", "zlib-devel")
 
 
 # ---- libbpf ----
@@ -177,12 +180,12 @@ def is_checked_out() -> bool:
     return (SUBMODULE / "src/Makefile").exists()
 
 
+@cache
 def find_libbpf() -> Libbpf:
     """The submodule's libbpf when it is checked out, made here; else the system's."""
     if is_checked_out():
         return make_libbpf()
-    if not works(os.environ.get("PKG_CONFIG") or "pkg-config", "libbpf >= 1.0"):
-        raise missing("libbpf 1.0 or newer with its headers", "libbpf-dev", "libbpf-devel")
+    check_library("libbpf >= 1.0", "libbpf-dev", "libbpf-devel")
     return Libbpf(
         include=pkg_config("--cflags", "libbpf"),
         link=pkg_config("--libs", "libbpf"),
@@ -196,15 +199,16 @@ def make_libbpf() -> Libbpf:
     prefix = BUILD.resolve() / "libbpf"
     archive = BUILD / "libbpf/libbpf.a"
     # CFLAGS=-fPIC would take away libbpf's own -O2.
-    command = ["make", "-C", str(SUBMODULE / "src"), "-s", "BUILD_STATIC_ONLY=1"]
+    command = ["make", "-C", str(SUBMODULE / "src"), "BUILD_STATIC_ONLY=1"]
     command += ["EXTRA_CFLAGS=-fPIC", "PREFIX=", "INCLUDEDIR=/include", "LIBDIR=/lib"]
     places = [f"OBJDIR={prefix}", f"DESTDIR={prefix}"]
 
     def make() -> None:
         if not works("make", "--version"):
-            raise missing("make", "make", "make")
+            raise missing("make", "make")
         shutil.rmtree(prefix, ignore_errors=True)
-        run("env", "-u", "MAKEFLAGS", *command, *places, f"-j{os.cpu_count()}", "install")
+        jobs, log = f"-j{os.cpu_count()}", None if VERBOSE else BUILD / "libbpf.log"
+        run("env", "-u", "MAKEFLAGS", *command, *places, jobs, "install", output=log)
 
     sources = sorted(path for path in SUBMODULE.glob("**/*.[ch]") if path.is_file())
     step("MAKE", archive, [SUBMODULE / "src/Makefile", *sources], shlex.join(command), make)
@@ -219,7 +223,7 @@ def make_libbpf() -> Libbpf:
 # ---- From BPF sources to the skeleton ----
 
 
-def make_skeleton(find: Callable[[], Libbpf]) -> None:
+def make_skeleton() -> None:
     """The BPF object and, made from it, the C header with the object in it."""
     sources = [Path("bpf/bootstrap.bpf.c"), *sorted(Path("bpf").glob("*.h")), VMLINUX / "vmlinux.h"]
     if is_checked_out():
@@ -228,7 +232,7 @@ def make_skeleton(find: Callable[[], Libbpf]) -> None:
     def compile_bpf() -> None:
         clang, bpftool = find_clang(), find_bpftool()
         unlinked = BUILD / "bootstrap.unlinked.o"
-        includes = [f"-I{VMLINUX}", "-Ibpf", *find().include]
+        includes = [f"-I{VMLINUX}", "-Ibpf", *find_libbpf().include]
         run(clang, *BPF_FLAGS, *WARNINGS, *includes, "-c", sources[0], "-o", unlinked)
         run(bpftool, "gen", "object", BPF_OBJECT, unlinked)  # leaves out DWARF
 
@@ -243,22 +247,48 @@ def make_skeleton(find: Callable[[], Libbpf]) -> None:
 # ---- The extension ----
 
 
+def make_binding() -> None:
+    """The C source that cffi makes: what carries calls from Python to the shim."""
+    script = NATIVE / "build.py"
+    headers = [RECORDS, NATIVE / "shim.h"]
+
+    def make() -> None:
+        run(sys.executable, script, BINDING, *headers)
+
+    step("CFFI", BINDING, [*headers, script], "cffi", make)
+
+
+def compile_shim(compiler: list[str]) -> Path:
+    """The object of shim.c, compiled on its own: our warnings are not meant for what cffi makes."""
+    source, shim, libbpf = NATIVE / "shim.c", BUILD / "shim.o", find_libbpf()
+    command = [*compiler, *SHIM_FLAGS]
+    includes = ["-Ibpf", f"-I{BUILD}", f"-I{NATIVE}", *libbpf.include]
+
+    def make() -> None:
+        run(*command, *WARNINGS, *includes, "-c", source, "-o", shim)
+
+    inputs = [source, NATIVE / "shim.h", RECORDS, SKELETON, *libbpf.files]
+    step("CC", shim, inputs, shlex.join([*command, libbpf.version]), make)
+    return shim
+
+
 class BuildExt(build_ext):
     """Every step up to pybootstrap/_native.abi3.so."""
 
     def run(self) -> None:
         check_c_toolchain()
-        self.libbpf = find_libbpf()
-        make_skeleton(lambda: self.libbpf)
+        find_libbpf()
+        make_skeleton()
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
         """Build into BUILD and copy from there: setuptools uses a new directory each time."""
-        self.make_binding()
-        shim = self.compile_shim()
+        make_binding()
+        shim = compile_shim(self.compiler.compiler_so)
+        libbpf = find_libbpf()
         ext.include_dirs = [str(RECORDS.parent), str(NATIVE)]
-        ext.extra_objects = [str(shim), *map(str, self.libbpf.files)]
-        ext.extra_link_args = self.libbpf.link
+        ext.extra_objects = [str(shim), *map(str, libbpf.files)]
+        ext.extra_link_args = libbpf.link
         target = Path(self.get_ext_fullpath(ext.name))
         built = BUILD / target.name
 
@@ -267,64 +297,35 @@ class BuildExt(build_ext):
             super(BuildExt, self).build_extension(ext)
             shutil.copy2(target, built)
 
-        command = [*self.compiler.compiler_so, *self.compiler.linker_so, *self.libbpf.link]
-        inputs = [BINDING, RECORDS, NATIVE / "shim.h", shim, *self.libbpf.files]
+        command = [*self.compiler.compiler_so, *self.compiler.linker_so, *libbpf.link]
+        inputs = [BINDING, RECORDS, NATIVE / "shim.h", shim, *libbpf.files]
         step("CC", built, inputs, shlex.join([*command, *ABI3]), make)
         if not target.exists() or target.read_bytes() != built.read_bytes():
             target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)  # not written over: it may be in use
             shutil.copy2(built, target)
-
-    def make_binding(self) -> None:
-        """The C source that cffi makes: what carries calls from Python to the shim."""
-        script = NATIVE / "build.py"
-        headers = [RECORDS, NATIVE / "shim.h"]
-
-        def make() -> None:
-            run(sys.executable, script, BINDING, *headers)
-
-        step("CFFI", BINDING, [*headers, script], "cffi", make)
-
-    def compile_shim(self) -> Path:
-        """shim.c is compiled on its own, so that only our own C is held to our warnings."""
-        source = NATIVE / "shim.c"
-        shim = BUILD / "shim.o"
-        includes = ["-Ibpf", f"-I{BUILD}", f"-I{NATIVE}", *self.libbpf.include]
-        command = [*self.compiler.compiler_so, *SHIM_FLAGS]
-
-        def make() -> None:
-            run(*command, *WARNINGS, *includes, "-c", source, "-o", shim)
-
-        inputs = [source, NATIVE / "shim.h", RECORDS, SKELETON, *self.libbpf.files]
-        step("CC", shim, inputs, shlex.join([*command, self.libbpf.version]), make)
-        return shim
 
 
 # ---- The sdist ----
 
 
 class Sdist(sdist):
-    """Also ships what is generated, so that installing from it needs neither clang nor bpftool.
-
-    libbpf/ is not shipped: what is built from an sdist uses the system's libbpf.
-    """
+    """Ships what is generated too, so that installing from it needs neither clang nor bpftool."""
 
     def run(self) -> None:
         if os.environ.get("VMLINUX"):
             sys.exit("pybootstrap: an sdist is made with vmlinux/ only: unset VMLINUX")
-        make_skeleton(find_libbpf)
+        make_skeleton()
         self.run_command("build_manpages")
         super().run()
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         super().make_release_tree(base_dir, files)
         (base_dir / BUILD).mkdir()
+        for path in (BPF_OBJECT, SKELETON):
+            shutil.copy2(path, base_dir / path)
+            shutil.copy2(inputs_file(path), base_dir / inputs_file(path))
         shutil.copy2(MAN_PAGE, base_dir / MAN_PAGE)
-        for output in (BPF_OBJECT, SKELETON):
-            shutil.copy2(output, base_dir / output)
-            # There, libbpf/ is no input.
-            lines = inputs_file(output).read_text().splitlines(keepends=True)
-            kept = [line for line in lines if f"  {SUBMODULE}/" not in line]
-            (base_dir / inputs_file(output)).write_text("".join(kept))
 
 
 if __name__ == "__main__":

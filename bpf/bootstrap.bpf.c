@@ -19,6 +19,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 const volatile unsigned long long min_duration_ns = 0; /* send only exits of at least this age */
 const volatile bool capture_args = false; /* arguments on exec; file name and arguments on exit */
 
+const volatile struct filters filters = {};
+
 /* Counters for user space. */
 unsigned long long untracked = 0; /* execs that found exec_start full */
 unsigned long long truncated = 0; /* records whose file name or arguments were cut or lost */
@@ -49,8 +51,10 @@ struct {
  * are short, few are long, and nobody knows how many there will be. Room is found by size, so that
  * neither takes more than it needs.
  */
+enum { SHORT_FILENAME = 128, SHORT_ARGS = 384 };
+
 struct short_text {
-	char bytes[512];
+	char bytes[SHORT_FILENAME + SHORT_ARGS];
 };
 
 struct long_text {
@@ -76,6 +80,56 @@ struct {
 /* What a new entry of these two is made from. */
 static const struct long_text no_text = {};
 
+/* ---- Filters ---- */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_CGROUP_ARRAY);
+	__uint(max_entries, FILTER_SIZE);
+	__type(key, u32);
+	__type(value, u32);
+} cgroups SEC(".maps");
+
+static __always_inline bool any_number(const volatile u32 *values, u32 count, u32 value)
+{
+	for (u32 i = 0; i < FILTER_SIZE && i < count; i++)
+		if (values[i] == value)
+			return true;
+	return false;
+}
+
+static __always_inline bool any_comm(const char *comm)
+{
+	const volatile u64 *names = (const volatile u64 *)filters.comm;
+	const u64 *name = (const u64 *)comm;
+
+	for (u32 i = 0; i < FILTER_SIZE && i < filters.comms; i++)
+		if (names[2 * i] == name[0] && names[2 * i + 1] == name[1])
+			return true;
+	return false;
+}
+
+static __always_inline bool any_cgroup(void)
+{
+	for (u32 i = 0; i < FILTER_SIZE && i < filters.cgroups; i++)
+		if (bpf_current_task_under_cgroup(&cgroups, i) == 1)
+			return true;
+	return false;
+}
+
+/* The counts are constants to the verifier: a filter without values leaves no instruction. */
+static __always_inline bool is_wanted(const struct process *p)
+{
+	if (filters.pids && !any_number(filters.pid, filters.pids, p->pid))
+		return false;
+	if (filters.ppids && !any_number(filters.ppid, filters.ppids, p->ppid))
+		return false;
+	if (filters.uids && !any_number(filters.uid, filters.uids, p->uid))
+		return false;
+	if (filters.comms && !any_comm(p->comm))
+		return false;
+	return !filters.cgroups || any_cgroup();
+}
+
 /* ---- Exec ---- */
 
 /* Where an exec's file name and arguments are, and how much of them there is to copy. */
@@ -86,11 +140,14 @@ struct text_source {
 	u32 flags;
 };
 
-/* The kernel keeps no length of a file name: a short one is measured, any other taken for long. */
-static __noinline u32 measure_filename(const char *filename)
+/*
+ * The kernel keeps no length of a file name: a short one is measured, any other taken for long.
+ * Not static, so the verifier looks at it once, and takes the result for any number.
+ */
+__noinline u32 measure_filename(u64 filename)
 {
 	char scratch[256];
-	long size = bpf_probe_read_kernel_str(scratch, sizeof(scratch), filename);
+	long size = bpf_probe_read_kernel_str(scratch, sizeof(scratch), (void *)filename);
 
 	return size > 0 && size < (long)sizeof(scratch) ? size : FILENAME_SIZE;
 }
@@ -100,9 +157,10 @@ static __always_inline void find_text(struct text_source *src, struct task_struc
 {
 	u64 args_size;
 
-	src->filename = bprm->filename;
+	/* Read as a plain number, which measure_filename() takes. */
+	bpf_probe_read_kernel(&src->filename, sizeof(src->filename), &bprm->filename);
 	src->args = NULL;
-	src->size.filename_size = measure_filename(src->filename);
+	src->size.filename_size = measure_filename((u64)src->filename);
 	src->size.args_size = 0;
 	src->flags = 0;
 
@@ -148,6 +206,8 @@ static __always_inline struct text copy_text(char *dst, struct text_source *src,
 	size.filename_size = n = at_most(n, max_filename);
 	if (!capture_args || !args_size)
 		return size;
+	if (args_size > max_args)
+		src->flags |= ARGS_TRUNCATED;
 	args_size = at_most(args_size, max_args);
 	if (bpf_probe_read_user(dst + n, args_size, src->args))
 		src->flags |= ARGS_TRUNCATED;
@@ -162,7 +222,6 @@ static __always_inline struct text copy_text(char *dst, struct text_source *src,
  */
 static __noinline void remember(u32 pid, u64 start_boottime_ns, u64 now, struct text_source *src)
 {
-	u32 text_size = src->size.filename_size + src->size.args_size;
 	struct exec_state state = {
 		.start_boottime_ns = start_boottime_ns,
 		.exec_boottime_ns = now,
@@ -170,11 +229,12 @@ static __noinline void remember(u32 pid, u64 start_boottime_ns, u64 now, struct 
 	struct short_text *kept;
 	struct long_text *kept_long;
 
-	if (capture_args && src->size.filename_size <= 128 && text_size <= sizeof(*kept)) {
+	if (capture_args && src->size.filename_size <= SHORT_FILENAME &&
+	    src->size.args_size <= SHORT_ARGS) {
 		bpf_map_update_elem(&exec_text, &pid, &no_text, BPF_ANY);
 		kept = bpf_map_lookup_elem(&exec_text, &pid);
 		if (kept) {
-			state.text = copy_text(kept->bytes, src, 128, sizeof(*kept) - 128);
+			state.text = copy_text(kept->bytes, src, SHORT_FILENAME, SHORT_ARGS);
 			state.text_map = TEXT_SHORT;
 		}
 	} else if (capture_args) {
@@ -219,29 +279,30 @@ static __always_inline u32 pid_in_own_namespace(struct signal_struct *signal, u3
 	return nr;
 }
 
-static __noinline void fill_process(struct process *p, struct task_struct *task)
+/* All of it is the leader's, which stands for the process: threads can differ, and come and go. */
+static __always_inline void find_process(struct process *p, struct task_struct *task)
 {
 	struct task_struct *leader = task->group_leader;
-	u64 uid_gid = bpf_get_current_uid_gid();
-	struct signal_struct *signal = task->signal;
+	struct signal_struct *signal = leader->signal;
 
 	p->start_boottime_ns = leader->start_boottime;
 	p->cgroup_id = bpf_get_current_cgroup_id();
-	p->pid = task->tgid;
-	p->ppid = task->real_parent->tgid;
-	p->uid = (u32)uid_gid;
-	p->gid = uid_gid >> 32;
+	p->pid = leader->tgid;
+	p->ppid = leader->real_parent->tgid;
+	p->uid = leader->real_cred->uid.val;
+	p->gid = leader->real_cred->gid.val;
 	p->sid = signal->pids[PIDTYPE_SID]->numbers[0].nr;
 	p->ns_pid = pid_in_own_namespace(signal, p->pid);
-	bpf_probe_read_kernel(p->comm, sizeof(p->comm), leader->comm);
+	__builtin_memset(p->comm, 0, sizeof(p->comm));
+	bpf_probe_read_kernel_str(p->comm, sizeof(p->comm), leader->comm);
 }
 
-static __always_inline void send_exec(struct exec_record *e, struct task_struct *task, u64 now,
+static __always_inline void send_exec(struct exec_record *e, struct process *p, u64 now,
 				      struct text_source *src, u32 max_filename, u32 max_args)
 {
 	if (!e)
 		return;
-	fill_process(&e->process, task);
+	e->process = *p;
 	e->text = copy_text(e->tail, src, max_filename, max_args);
 	submit(&e->record, sizeof(*e), e->text, RECORD_EXEC, src->flags, now);
 }
@@ -253,38 +314,102 @@ int handle_exec(u64 *ctx)
 	struct linux_binprm *bprm = (void *)ctx[2];
 	u64 now = bpf_ktime_get_boot_ns();
 	struct text_source src;
+	struct process p;
 	u32 filename_size, args_size;
 
 	find_text(&src, task, bprm);
 	remember(task->tgid, task->start_boottime, now, &src);
-	if (min_duration_ns)
+	if (min_duration_ns || filters.failed)
+		return 0;
+	find_process(&p, task);
+	if (!is_wanted(&p))
 		return 0;
 
 	/* The size of a reservation must be a constant: one of a few, so that a small event is small. */
 	filename_size = src.size.filename_size;
 	args_size = src.size.args_size;
 	if (filename_size <= 64 && args_size <= 64)
-		send_exec(ring_reserve(sizeof(struct exec_record) + 128), task, now, &src, 64, 64);
+		send_exec(ring_reserve(sizeof(struct exec_record) + 128), &p, now, &src, 64, 64);
 	else if (filename_size <= 128 && args_size <= 384)
-		send_exec(ring_reserve(sizeof(struct exec_record) + 512), task, now, &src, 128,
-			  384);
+		send_exec(ring_reserve(sizeof(struct exec_record) + 512), &p, now, &src, 128, 384);
 	else if (filename_size <= 256 && args_size <= 1792)
-		send_exec(ring_reserve(sizeof(struct exec_record) + 2048), task, now, &src, 256,
+		send_exec(ring_reserve(sizeof(struct exec_record) + 2048), &p, now, &src, 256,
 			  1792);
 	else
-		send_exec(ring_reserve(sizeof(struct exec_record) + TEXT_SIZE), task, now, &src,
+		send_exec(ring_reserve(sizeof(struct exec_record) + TEXT_SIZE), &p, now, &src,
 			  FILENAME_SIZE, ARGS_SIZE);
 	return 0;
 }
 
 /* ---- Exit ---- */
 
-/* The last thread of a process to end, and no other, speaks for it. */
-static __always_inline bool is_last_thread(u64 *ctx, struct task_struct *task)
+/*
+ * One process, one exit. From Linux 6.16 on the tracepoint tells which thread was the last to end
+ * (group_dead). Before, all that is known is that no thread is alive any more, and several threads
+ * that end at once can find that: the first to put its process into exit_claims speaks.
+ *
+ * Before Linux 5.16 (old) there is more to it. When the threads end one by one, without exit_group(2),
+ * the status is that of the first thread (the leader), and is only sure to be set once the leader
+ * has come by here. So two must have come: the leader, and the first to find nobody alive. The
+ * second of the two to come speaks; exit_meetings holds the one who came first.
+ */
+struct process_key {
+	u64 start_boottime_ns;
+	u32 pid;
+	u32 unused; /* always 0 */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024); /* an entry matters for microseconds */
+	__type(key, struct process_key);
+	__type(value, u32);
+} exit_claims SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct process_key);
+	__type(value, u32);
+} exit_meetings SEC(".maps");
+
+static __noinline bool came_second(struct process_key *key)
 {
+	u32 one = 1;
+
+	if (!bpf_map_update_elem(&exit_meetings, key, &one, BPF_NOEXIST))
+		return false;
+	bpf_map_delete_elem(&exit_meetings, key);
+	return true; /* also when the map is full: better a doubtful status than none */
+}
+
+static __noinline bool claim(struct process_key *key)
+{
+	u32 one = 1;
+
+	return !bpf_map_update_elem(&exit_claims, key, &one, BPF_NOEXIST);
+}
+
+static __always_inline bool is_last_thread(u64 *ctx, struct task_struct *task, bool old)
+{
+	struct signal_struct *signal = task->signal;
+	bool nobody_alive, one_by_one;
+	struct process_key key = {
+		.start_boottime_ns = task->group_leader->start_boottime,
+		.pid = task->tgid,
+	};
+
 	if (bpf_core_field_exists(((struct trace_event_raw_sched_process_exit *)0)->group_dead))
-		return *(volatile u64 *)&ctx[1];
-	return task->signal->live.counter == 0;
+		return *(volatile u64 *)&ctx[1]; /* an older verifier must not see this load */
+
+	nobody_alive = signal->live.counter == 0;
+	if (signal->nr_threads == 1)
+		return nobody_alive;
+	one_by_one = old && !(signal->flags & SIGNAL_GROUP_EXIT);
+	if (one_by_one && task == task->group_leader && came_second(&key))
+		return true;
+	return nobody_alive && claim(&key) && (!one_by_one || came_second(&key));
 }
 
 /* What wait4(2) will say, as the kernel finds it in wait_task_zombie(). */
@@ -295,88 +420,229 @@ static __always_inline u32 wait_status(struct task_struct *leader)
 	return signal->flags & SIGNAL_GROUP_EXIT ? signal->group_exit_code : leader->exit_code;
 }
 
-/* What an exit record says beyond the process itself. */
-struct end {
-	u64 duration_ns;
-	u32 status;
-	u32 flags;
-	struct text size;
-	const char *text; /* in one of the maps */
-};
+/* Adds up what a task_struct used; READ(member) reads it. */
+#define ADD_TASK(usage, READ)                                     \
+	do {                                                      \
+		(usage)->utime_ns += READ(utime);                 \
+		(usage)->stime_ns += READ(stime);                 \
+		(usage)->runtime_ns += READ(se.sum_exec_runtime); \
+		(usage)->minor_faults += READ(min_flt);           \
+		(usage)->major_faults += READ(maj_flt);           \
+		(usage)->read_bytes += READ(ioac.read_bytes);     \
+		(usage)->write_bytes += READ(ioac.write_bytes);   \
+		(usage)->voluntary_switches += READ(nvcsw);       \
+		(usage)->involuntary_switches += READ(nivcsw);    \
+	} while (0)
 
-static __always_inline void find_end_text(struct end *end, u32 pid, struct exec_state *state)
+/* What the threads used that are gone for good. */
+static __always_inline void use_of_gone_threads(struct usage *u, struct signal_struct *signal)
 {
-	end->text = NULL;
-	if (state->text_map == TEXT_SHORT)
-		end->text = bpf_map_lookup_elem(&exec_text, &pid);
-	else if (state->text_map == TEXT_LONG)
-		end->text = bpf_map_lookup_elem(&exec_text_long, &pid);
-	if (end->text)
-		end->size = state->text;
+	u->utime_ns = signal->utime;
+	u->stime_ns = signal->stime;
+	u->runtime_ns = signal->sum_sched_runtime;
+	u->max_rss_pages = signal->maxrss;
+	u->minor_faults = signal->min_flt;
+	u->major_faults = signal->maj_flt;
+	/* Not signal->ioac: to that are added the children that were waited for. */
+	u->read_bytes = signal->inblock << 9;
+	u->write_bytes = signal->oublock << 9;
+	u->voluntary_switches = signal->nvcsw;
+	u->involuntary_switches = signal->nivcsw;
 }
 
-static __always_inline void send_exit(struct exit_record *e, struct task_struct *task, u64 now,
-				      struct end *end, u32 max_text)
+/* It comes first in seqlock_t, however deep it is nested: that differs from kernel to kernel. */
+static __always_inline u32 stats_sequence(struct signal_struct *signal)
+{
+	u32 *sequence = (u32 *)&signal->stats_lock;
+
+	barrier_var(sequence); /* else libbpf takes this for a load of the whole seqlock_t */
+	return *sequence;
+}
+
+/*
+ * Other threads are still there: ended, but not yet taken off the list of threads. Each that is
+ * taken off meanwhile moves its share to signal_struct, which stats_lock tells: then start again.
+ * The list is RCU-protected, and so is this program.
+ */
+struct walk {
+	struct usage usage;
+	struct signal_struct *signal;
+	struct list_head *head;
+	struct list_head *node;
+	u32 sequence;
+	u32 flags; /* USAGE_PARTIAL until the end of the list was reached undisturbed */
+};
+
+#define MAX_WALK 1024 /* steps, in all attempts */
+#define MAX_WALK_OLD 128 /* an old verifier follows each step */
+
+static __always_inline void start_walk(struct walk *w)
+{
+	w->sequence = stats_sequence(w->signal);
+	use_of_gone_threads(&w->usage, w->signal);
+	bpf_probe_read_kernel(&w->node, sizeof(w->node), &w->head->next);
+}
+
+/* Adds one thread; returns 1 at the end, as bpf_loop() wants it. */
+static __always_inline long walk_one(struct walk *w)
+{
+	struct task_struct *t =
+		(void *)w->node - bpf_core_field_offset(struct task_struct, thread_node);
+
+	if (w->node == w->head) {
+		if (stats_sequence(w->signal) == w->sequence && !(w->sequence & 1)) {
+			w->flags = 0;
+			return 1;
+		}
+		start_walk(w);
+		return 0;
+	}
+#define READ(member)                                                      \
+	({                                                                \
+		u64 value = 0;                                            \
+		bpf_probe_read_kernel(&value, sizeof(value), &t->member); \
+		value;                                                    \
+	})
+	ADD_TASK(&w->usage, READ);
+#undef READ
+	bpf_probe_read_kernel(&w->node, sizeof(w->node), &w->node->next);
+	return 0;
+}
+
+static long walk_step(__attribute__((unused)) u32 index, void *walk)
+{
+	return walk_one(walk);
+}
+
+static __always_inline u32 add_up_usage(struct usage *u, struct task_struct *leader, bool old)
+{
+	struct signal_struct *signal = leader->signal;
+	struct walk walk = {.signal = signal, .flags = USAGE_PARTIAL};
+
+	if (signal->nr_threads == 1) {
+		use_of_gone_threads(u, signal);
+#define READ(member) (leader->member)
+		ADD_TASK(u, READ);
+#undef READ
+		return 0;
+	}
+	walk.head = &signal->thread_head;
+	start_walk(&walk);
+	if (old) {
+#pragma clang loop unroll(disable)
+		for (int i = 0; i < MAX_WALK_OLD && !walk_one(&walk); i++)
+			;
+	} else {
+		bpf_loop(MAX_WALK, walk_step, &walk, 0);
+	}
+	*u = walk.usage;
+	return walk.flags;
+}
+
+/* What an exit record says beyond who the process is. */
+struct end {
+	u64 duration_ns;
+	struct usage usage;
+	struct text size;
+	u32 text_map;
+	u32 status;
+	u32 flags;
+};
+
+/* Not inlined, and keeping no pointer, so that its ends look alike to the verifier. */
+static __noinline void recall(struct end *end, u32 pid, u64 start_boottime_ns, u64 now)
+{
+	struct exec_state *state = bpf_map_lookup_elem(&exec_start, &pid);
+	u64 since = start_boottime_ns;
+
+	if (state && state->start_boottime_ns == start_boottime_ns) {
+		since = state->exec_boottime_ns;
+		end->flags = state->flags | DURATION_SINCE_EXEC;
+		end->text_map = state->text_map;
+		end->size = state->text;
+	}
+	end->duration_ns = now > since ? now - since : 0;
+}
+
+static __always_inline void send_exit(struct exit_record *e, struct process *p, u64 now,
+				      struct end *end, const char *text, u32 max_text)
 {
 	u32 text_size = end->size.filename_size + end->size.args_size;
 
 	if (!e)
 		return;
-	fill_process(&e->process, task);
+	e->process = *p;
 	e->text = end->size;
 	e->duration_ns = end->duration_ns;
+	e->usage = end->usage;
 	e->status = end->status;
 	e->unused = 0;
-	bpf_probe_read_kernel(e->tail, at_most(text_size, max_text), end->text);
+	bpf_probe_read_kernel(e->tail, at_most(text_size, max_text), text);
 	submit(&e->record, sizeof(*e), e->text, RECORD_EXIT, end->flags, now);
 }
 
-static __always_inline void report_exit(struct task_struct *task, u32 pid, u64 now)
+static __always_inline void report_exit(struct task_struct *task, u32 pid, u64 now, bool old)
 {
 	struct task_struct *leader = task->group_leader;
-	struct exec_state *state = bpf_map_lookup_elem(&exec_start, &pid);
 	struct end end = {};
+	struct process p;
+	char *text = NULL;
 	u32 text_size;
-	u64 since;
 
-	if (state && state->start_boottime_ns == leader->start_boottime) {
-		since = state->exec_boottime_ns;
-		end.flags = state->flags | DURATION_SINCE_EXEC;
-		if (capture_args)
-			find_end_text(&end, pid, state);
-	} else {
-		since = leader->start_boottime;
-	}
-	end.duration_ns = now > since ? now - since : 0;
+	recall(&end, pid, leader->start_boottime, now);
 	if (min_duration_ns && end.duration_ns < min_duration_ns)
 		return;
 	end.status = wait_status(leader);
+	if (filters.failed && !end.status)
+		return;
+	find_process(&p, task);
+	if (!is_wanted(&p))
+		return;
+	end.flags |= add_up_usage(&end.usage, leader, old);
 
+	if (capture_args && end.text_map == TEXT_SHORT)
+		text = bpf_map_lookup_elem(&exec_text, &pid);
+	else if (capture_args && end.text_map == TEXT_LONG)
+		text = bpf_map_lookup_elem(&exec_text_long, &pid);
 	text_size = end.size.filename_size + end.size.args_size;
-	if (text_size == 0)
-		send_exit(ring_reserve(sizeof(struct exit_record)), task, now, &end, 0);
-	else if (text_size <= 128)
-		send_exit(ring_reserve(sizeof(struct exit_record) + 128), task, now, &end, 128);
-	else if (text_size <= 512)
-		send_exit(ring_reserve(sizeof(struct exit_record) + 512), task, now, &end, 512);
-	else
-		send_exit(ring_reserve(sizeof(struct exit_record) + TEXT_SIZE), task, now, &end,
+	if (!text) {
+		end.size.filename_size = end.size.args_size = 0;
+		send_exit(ring_reserve(sizeof(struct exit_record)), &p, now, &end, text, 0);
+	} else if (text_size <= 128) {
+		send_exit(ring_reserve(sizeof(struct exit_record) + 128), &p, now, &end, text, 128);
+	} else if (text_size <= 512) {
+		send_exit(ring_reserve(sizeof(struct exit_record) + 512), &p, now, &end, text, 512);
+	} else {
+		send_exit(ring_reserve(sizeof(struct exit_record) + TEXT_SIZE), &p, now, &end, text,
 			  TEXT_SIZE);
+	}
 }
 
-SEC("tp_btf/sched_process_exit")
-int handle_exit(u64 *ctx)
+static __always_inline int on_exit(u64 *ctx, bool old)
 {
 	struct task_struct *task = (void *)ctx[0];
 	u32 pid = task->tgid;
 
-	if (!is_last_thread(ctx, task))
+	if (!is_last_thread(ctx, task, old))
 		return 0;
-	report_exit(task, pid, bpf_ktime_get_boot_ns());
+	report_exit(task, pid, bpf_ktime_get_boot_ns(), old);
 	bpf_map_delete_elem(&exec_start, &pid);
 	if (capture_args) {
 		bpf_map_delete_elem(&exec_text, &pid);
 		bpf_map_delete_elem(&exec_text_long, &pid);
 	}
 	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int handle_exit(u64 *ctx)
+{
+	return on_exit(ctx, false);
+}
+
+/* For kernels before 5.17, which lack bpf_loop(); user space loads one of the two. */
+SEC("tp_btf/sched_process_exit")
+int handle_exit_old(u64 *ctx)
+{
+	return on_exit(ctx, true);
 }

@@ -27,6 +27,7 @@ enum limits {
 	FILENAME_SIZE = 4128, /* PATH_MAX with its NUL, after execveat(2)'s "/dev/fd/N/" */
 	ARGS_SIZE = 8192, /* bytes of arguments kept, with the NUL that ends each */
 	TEXT_SIZE = FILENAME_SIZE + ARGS_SIZE,
+	FILTER_SIZE = 64, /* values that one filter takes */
 };
 
 enum record_kind {
@@ -39,6 +40,7 @@ enum record_flags {
 	ARGS_TRUNCATED = 2, /* longer than ARGS_SIZE, or unreadable */
 	DURATION_SINCE_EXEC = 4, /* exit: else since the process was created */
 	TEXT_MISSING = 8, /* exit: an exec was seen, but there was no room to keep its text */
+	USAGE_PARTIAL = 16, /* exit: threads came and went while usage was added up */
 };
 
 /* The process an event is about. Ids are those of the root namespaces, unless said otherwise. */
@@ -60,6 +62,23 @@ struct text {
 	unsigned int args_size; /* as in memory from mm->arg_start: each argument and its NUL */
 };
 
+/*
+ * What a process used: all its threads since its creation, none of its children. Added up from
+ * signal_struct, which holds the threads that are gone, and the task_structs of those still there.
+ */
+struct usage {
+	unsigned long long utime_ns; /* user time as the scheduler tick samples it */
+	unsigned long long stime_ns; /* system time, likewise */
+	unsigned long long runtime_ns; /* time on a CPU as the scheduler measures it */
+	unsigned long long max_rss_pages; /* signal->maxrss */
+	unsigned long long minor_faults;
+	unsigned long long major_faults;
+	unsigned long long read_bytes; /* from storage: task_io_accounting */
+	unsigned long long write_bytes; /* to storage */
+	unsigned long long voluntary_switches;
+	unsigned long long involuntary_switches;
+};
+
 struct exec_record {
 	struct record record;
 	struct process process;
@@ -72,9 +91,29 @@ struct exit_record {
 	struct process process;
 	struct text text; /* of the last exec, when that was seen */
 	unsigned long long duration_ns;
+	struct usage usage;
 	unsigned int status; /* as wait4(2) returns it */
 	unsigned int unused; /* always 0 */
 	char tail[];
+};
+
+/* ---- Settings ---- */
+
+/*
+ * Which processes to report: those that match one value of every filter that has any. Cgroups are
+ * kept in the map of that name, for only the kernel can tell what is below one.
+ */
+struct filters {
+	unsigned int pids; /* how many values there are */
+	unsigned int ppids;
+	unsigned int uids;
+	unsigned int comms;
+	unsigned int cgroups;
+	unsigned int failed; /* 0 or 1: only exits with a status other than 0 */
+	unsigned int pid[FILTER_SIZE];
+	unsigned int ppid[FILTER_SIZE];
+	unsigned int uid[FILTER_SIZE];
+	char comm[FILTER_SIZE][COMM_SIZE]; /* NUL-padded */
 };
 
 #endif

@@ -31,7 +31,8 @@ unsigned long long lost = 0; /* those of them that found the ring full */
 
 static u64 last_wakeup_ns = 0;
 
-static __noinline u64 wakeup_flags(void)
+/* Not static, so the verifier looks at it once and not at each call. */
+__noinline u64 wakeup_flags(void)
 {
 	u64 now, since;
 

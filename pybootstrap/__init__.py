@@ -20,7 +20,7 @@ from pybootstrap.errors import (
     StateError,
     UnsupportedKernelError,
 )
-from pybootstrap.events import Event, ExecEvent, ExitEvent, LostEvent, ProcessEvent
+from pybootstrap.events import Event, ExecEvent, ExitEvent, LostEvent, ProcessEvent, Usage
 from pybootstrap.tracer import Stats, Tracer
 
 __all__ = [
@@ -38,5 +38,6 @@ __all__ = [
     "Stats",
     "Tracer",
     "UnsupportedKernelError",
+    "Usage",
     "__version__",
 ]

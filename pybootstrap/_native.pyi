@@ -14,6 +14,7 @@ class _Lib:
     FILENAME_SIZE: int
     ARGS_SIZE: int
     TEXT_SIZE: int
+    FILTER_SIZE: int
     # enum record_kind
     RECORD_EXEC: int
     RECORD_EXIT: int
@@ -22,6 +23,7 @@ class _Lib:
     ARGS_TRUNCATED: int
     DURATION_SINCE_EXEC: int
     TEXT_MISSING: int
+    USAGE_PARTIAL: int
 
     SHIM_MIN_READ: int
 

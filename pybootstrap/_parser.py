@@ -67,11 +67,31 @@ def make_parser() -> argparse.ArgumentParser:
         help="print each event as one JSON object on a line, with every field",
     )
     parser.add_argument(
+        "-l",
+        "--long",
+        action="store_true",
+        help="add columns: user id, CPU time and peak memory",
+    )
+    parser.add_argument(
+        "-x",
+        "--failed",
+        action="store_true",
+        help="print only exits with a status other than 0 or by a signal (and no EXEC)",
+    )
+    _add_filters(parser)
+    parser.add_argument(
         "-n",
         "--count",
         metavar="N",
         type=_whole_number(1, 2**63, ""),
         help="end after N events",
+    )
+    parser.add_argument(
+        "--max-processes",
+        metavar="N",
+        type=_whole_number(1, 2**24, ""),
+        help="remember up to N running processes for their exit (default 32768; each takes about "
+        "100 bytes of kernel memory)",
     )
     parser.add_argument(
         "-v",
@@ -81,3 +101,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-V", "--version", action="store_true", help="print the version and end")
     return parser
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    """Each may be given several times, for processes that match any of its values."""
+    pid = _whole_number(1, 2**31 - 1, "")
+    for flags, metavar, value, meaning in (
+        (("-p", "--pid"), "PID", pid, "print only this process"),
+        (("--ppid",), "PID", pid, "print only children of this process"),
+        (("-u", "--user"), "USER", str, "print only processes of this user, a name or a number"),
+        (("-c", "--comm"), "NAME", str, "print only processes with this command name"),
+        (("--cgroup",), "PATH", str, "print only processes in this cgroup (v2) or below"),
+    ):
+        parser.add_argument(
+            *flags, metavar=metavar, type=value, action="append", default=[], help=meaning
+        )

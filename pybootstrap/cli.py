@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Callable
 
-from pybootstrap._parser import make_parser
+from pybootstrap._parser import EX_USAGE, make_parser
 
 if TYPE_CHECKING:
     import argparse
@@ -30,9 +30,8 @@ class _OutputError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status. `argv` is without the program's name."""
-    options = make_parser().parse_args(argv)
     try:
-        return _run(options)
+        return _run(make_parser().parse_args(argv))
     except KeyboardInterrupt:  # before the handlers were in place
         return 0
 
@@ -54,6 +53,8 @@ def _run(options: argparse.Namespace) -> int:
         return _fail(error, EX_NOPERM)
     except errors.UnsupportedKernelError as error:
         return _fail(error, EX_UNAVAILABLE)
+    except errors.SettingError as error:
+        return _fail(error, EX_USAGE)
     except errors.BootstrapError as error:
         return _fail(error, EX_FAILURE)
     return 0
@@ -67,7 +68,14 @@ def _trace(options: argparse.Namespace) -> None:
     tracer = Tracer(
         min_duration_ms=options.duration or 0,
         args=options.args or options.json,
+        pids=options.pid,
+        ppids=options.ppid,
+        users=[int(user) if user.isdecimal() else user for user in options.user],
+        comms=options.comm,
+        cgroups=options.cgroup,
+        failed=options.failed,
         verbose=options.verbose,
+        **({"max_processes": options.max_processes} if options.max_processes else {}),
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: tracer.stop())
@@ -78,12 +86,13 @@ def _trace(options: argparse.Namespace) -> None:
 
 def _print_events(tracer: Tracer, options: argparse.Namespace) -> None:
     from pybootstrap.events import LostEvent
-    from pybootstrap.render import HEADER, TextRenderer, render_json
+    from pybootstrap.render import TextRenderer, render_json
 
     render: Callable[[list[Event]], str] = render_json
     if not options.json:
-        render = TextRenderer(args=options.args).render
-        _write(HEADER)
+        text = TextRenderer(args=options.args, long=options.long)
+        render = text.render
+        _write(text.header)
     left = options.count or sys.maxsize
     while left > 0:
         events = tracer.read()

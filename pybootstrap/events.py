@@ -9,6 +9,7 @@ Text is decoded like file names (`os.fsdecode`): `os.fsencode` gives back every 
 from __future__ import annotations
 
 import struct
+from mmap import PAGESIZE
 from os import fsdecode
 from signal import Signals
 from typing import Any, Callable, ClassVar, NamedTuple, Union
@@ -16,7 +17,7 @@ from typing import Any, Callable, ClassVar, NamedTuple, Union
 from pybootstrap._native import ffi, lib
 from pybootstrap.errors import RecordError
 
-__all__ = ["Decoder", "Event", "ExecEvent", "ExitEvent", "LostEvent", "ProcessEvent"]
+__all__ = ["Decoder", "Event", "ExecEvent", "ExitEvent", "LostEvent", "ProcessEvent", "Usage"]
 
 
 def member(struct_name: str, path: str) -> tuple[int, Any]:
@@ -75,6 +76,9 @@ _comm = layout("exec_record", "process.comm").unpack_from
 _filename_size = _number("text.filename_size")
 _duration_ns = _number("duration_ns", "exit_record")
 _status = _number("status", "exit_record")
+_usage = layout(
+    "exit_record", *(f"usage.{name}" for name, _ in ffi.typeof("struct usage").fields)
+).unpack_from
 
 
 class ProcessEvent:
@@ -159,11 +163,14 @@ class ProcessEvent:
         return text
 
     def asdict(self) -> dict[str, Any]:
-        """All fields by name, in a fixed order."""
-        return {name: getattr(self, name) for name in self._FIELDS}
+        """All fields by name, in a fixed order; `usage` as a dictionary, too."""
+        fields = {name: getattr(self, name) for name in self._FIELDS}
+        if "usage" in fields:
+            fields["usage"] = fields["usage"]._asdict()
+        return fields
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={value!r}" for name, value in self.asdict().items())
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._FIELDS)
         return f"{type(self).__name__}({fields})"
 
     def __eq__(self, other: object) -> bool:
@@ -224,6 +231,49 @@ class ExecEvent(ProcessEvent):
         return bool(_flags(self._record) & lib.ARGS_TRUNCATED)
 
 
+class Usage(NamedTuple):
+    """What a process used: all of its threads since its creation, and none of its children.
+
+    These are the kernel's numbers at the moment of the event, which is in the middle of the
+    process's end. wait4(2) looks a little later: see docs/exactness.md for what that adds.
+    """
+
+    user_ns: int
+    """CPU time in user space, ns, as getrusage(2) computes it: the scheduler measures the sum in
+    ns (`sum_exec_runtime`), brought up to date at each tick (1/HZ s) and context switch; how much
+    of it was in user space is sampled by the tick (`utime`)."""
+    system_ns: int
+    """CPU time in the kernel, ns; as `user_ns`, with `stime`."""
+    max_rss_bytes: int
+    """Peak resident memory, bytes, in whole pages: `signal->maxrss`. It includes what the process
+    had resident before its exec."""
+    minor_faults: int
+    """Page faults that needed no I/O: `min_flt`."""
+    major_faults: int
+    """Page faults that needed I/O: `maj_flt`."""
+    read_bytes: int
+    """Bytes fetched from storage: `ioac.read_bytes`, read_bytes of proc_pid_io(5)."""
+    write_bytes: int
+    """Bytes sent towards storage: `ioac.write_bytes`, write_bytes of proc_pid_io(5)."""
+    voluntary_switches: int
+    """Context switches because it waited: `nvcsw`."""
+    involuntary_switches: int
+    """Context switches because its time was up: `nivcsw`."""
+
+
+def _split_cpu_time(utime: int, stime: int, runtime: int) -> tuple[int, int]:
+    """User and system time as the kernel's cputime_adjust() has them.
+
+    The tick samples utime and stime; their sum is replaced by the measured runtime.
+    """
+    if stime == 0:
+        return runtime, 0
+    if utime == 0:
+        return 0, runtime
+    system = stime * runtime // (utime + stime)
+    return runtime - system, system
+
+
 class ExitEvent(ProcessEvent):
     """A process ended: its last thread is gone."""
 
@@ -237,6 +287,8 @@ class ExitEvent(ProcessEvent):
         "core_dumped",
         "duration_ns",
         "duration_since",
+        "usage",
+        "usage_partial",
     )
 
     @property
@@ -295,6 +347,17 @@ class ExitEvent(ProcessEvent):
         It is "start" for a process that never called exec while traced.
         """
         return "exec" if _flags(self._record) & lib.DURATION_SINCE_EXEC else "start"
+
+    @property
+    def usage(self) -> Usage:
+        """What the process used."""
+        utime, stime, runtime, rss_pages, *others = _usage(self._record)
+        return Usage(*_split_cpu_time(utime, stime, runtime), rss_pages * PAGESIZE, *others)
+
+    @property
+    def usage_partial(self) -> bool:
+        """Whether `usage` may lack threads: too many of them were ending at the same time."""
+        return bool(_flags(self._record) & lib.USAGE_PARTIAL)
 
 
 class LostEvent(NamedTuple):

@@ -56,12 +56,19 @@ class TextRenderer:
 
     Args:
         args: add the command line to each line.
+        long: add columns with the user id, and on exits CPU time and peak memory.
     """
 
-    def __init__(self, args: bool = False) -> None:
+    def __init__(self, args: bool = False, long: bool = False) -> None:
         self._args = args
+        self._long = long
         self._second = -1
         self._clock = ""
+
+    @property
+    def header(self) -> str:
+        """The line above the table."""
+        return HEADER if not self._long else f"{HEADER[:-1]:<{_LONG_AT}} {_LONG_HEADER}\n"
 
     def render(self, events: Sequence[Event]) -> str:
         """A line for each event, except for losses, which are no lines of this table."""
@@ -72,26 +79,41 @@ class TextRenderer:
         if second != self._second:
             self._second = second
             self._clock = strftime("%H:%M:%S", localtime(second))
-        if isinstance(event, ExecEvent):
-            kind, detail = "EXEC", self._exec_detail(event)
-        else:
-            kind, detail = "EXIT", self._exit_detail(event)
+        kind = "EXEC" if isinstance(event, ExecEvent) else "EXIT"
+        parts = []
+        if isinstance(event, ExitEvent):
+            parts.append(_exit_status(event))
+        elif self._long or not self._args:
+            parts.append(escape(event.filename))
+        if self._long:
+            parts[0] = f"{parts[0]:<{_LONG_WIDTH}}"
+            parts.append(_long_columns(event))
+        if self._args and event.filename is not None and event.args is not None:
+            parts.append(command_line(event.filename, event.args, event.args_truncated))
+        detail = " ".join(parts)
         return _COLUMNS % (self._clock, kind, escape(event.comm), event.pid, event.ppid, detail)
 
-    def _exec_detail(self, event: ExecEvent) -> str:
-        if self._args:
-            return command_line(event.filename, event.args, event.args_truncated)
-        return escape(event.filename)
 
-    def _exit_detail(self, event: ExitEvent) -> str:
-        detail = f"[{event.exit_code}] ({event.duration_ns // 1_000_000}ms)"
-        if event.signal is not None:
-            detail += f" {event.signal_name}"
-            if event.core_dumped:
-                detail += " (core dumped)"
-        if self._args and event.filename is not None and event.args is not None:
-            detail += " " + command_line(event.filename, event.args, event.args_truncated)
-        return detail
+_LONG_WIDTH = 24  # of what stands before the long columns; longer file names move them
+_LONG_AT = len(HEADER) - 1 - len("FILENAME/EXIT CODE") + _LONG_WIDTH
+_LONG_HEADER = f"{'UID':<7} {'CPU':>9} {'MEM':>9}"
+
+
+def _long_columns(event: ExecEvent | ExitEvent) -> str:
+    if isinstance(event, ExecEvent):
+        return f"{event.uid:<7} {'-':>9} {'-':>9}"
+    usage = event.usage
+    cpu_ms = (usage.user_ns + usage.system_ns) // 1_000_000
+    return f"{event.uid:<7} {cpu_ms:>7}ms {usage.max_rss_bytes // 1024:>8}K"
+
+
+def _exit_status(event: ExitEvent) -> str:
+    status = f"[{event.exit_code}] ({event.duration_ns // 1_000_000}ms)"
+    if event.signal is not None:
+        status += f" {event.signal_name}"
+        if event.core_dumped:
+            status += " (core dumped)"
+    return status
 
 
 _KINDS = {ExecEvent: "exec", ExitEvent: "exit", LostEvent: "lost"}

@@ -19,8 +19,8 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
-from errno import EINTR
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from errno import EBADF, EINTR
 from mmap import PAGESIZE
 from typing import Any, Callable, NamedTuple
 
@@ -68,6 +68,50 @@ def _whole(name: str, value: int, low: int, high: int) -> int:
     return value
 
 
+def _user_id(user: int | str) -> int:
+    if isinstance(user, int):
+        return _whole("users", user, 0, 2**32 - 2)
+    import pwd  # few need it
+
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except (KeyError, ValueError):
+        raise SettingError(f"there is no user {user!r} on this machine") from None
+
+
+def _comm(comm: str) -> bytes:
+    name = os.fsencode(comm)
+    if len(name) >= lib.COMM_SIZE:
+        raise SettingError(
+            f"the kernel cuts command names to 15 bytes: use {os.fsdecode(name[:15])!r}, "
+            f"not {comm!r}"
+        )
+    return name
+
+
+def _new(ctype: str, values: dict[str, Any]) -> Any:
+    return ffi.new(ctype, values)
+
+
+def _open_cgroup(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SettingError(f"cannot open the cgroup {path!r}: {error.strerror}") from None
+
+
+def _check_count(name: str, values: Sized) -> None:
+    if len(values) > lib.FILTER_SIZE:
+        raise SettingError(f"{name} takes at most {lib.FILTER_SIZE} values, not {len(values)}")
+
+
+def _fill(filters: Any, name: str, values: Sequence[int | bytes]) -> None:
+    """Puts values into the array and the counter that struct filters has for them."""
+    _check_count(name + "s", values)
+    setattr(filters, name + "s", len(values))
+    setattr(filters, name, values)
+
+
 class Tracer:
     """Sees every process of the machine start a program and end.
 
@@ -79,6 +123,11 @@ class Tracer:
             kernel has less to copy.
         max_latency_ms: no event waits longer in the kernel while this program can run. Larger
             values wake it less often; 0 wakes it for each event.
+        pids, ppids: only processes with one of these ids; whose parent has one of these ids.
+        users: only processes of these users (real user id); numbers or names.
+        comms: only processes with one of these command names, at most 15 bytes each.
+        cgroups: only processes in these cgroups or below; paths of directories of cgroup v2.
+        failed: only exits with a status other than 0 or by a signal, and no execs.
         ring_size: bytes of the ring buffer; a power of two and a multiple of the page size.
         max_processes: how many running processes are remembered for their exit. Each takes about
             100 bytes of kernel memory at once, and its text (with `args`) while it lives.
@@ -86,6 +135,9 @@ class Tracer:
 
     Use it in a `with` or `async with` statement, or call `start()` and `close()`.
     Only `stop()` may be called by another thread while one reads.
+
+    All filters work in the kernel; one that is not used costs nothing. A process is reported when
+    it matches one value of each filter that is used. Up to 64 values each.
 
     Raises SettingError (a ValueError) for values that make no sense.
     """
@@ -96,6 +148,12 @@ class Tracer:
         *,
         min_duration_ms: float = 0,
         args: bool = True,
+        pids: Iterable[int] = (),
+        ppids: Iterable[int] = (),
+        users: Iterable[int | str] = (),
+        comms: Iterable[str] = (),
+        cgroups: Iterable[str | os.PathLike[str]] = (),
+        failed: bool = False,
         max_latency_ms: float = 10,
         ring_size: int = 4 * 1024 * 1024,
         max_processes: int = 32768,
@@ -108,7 +166,7 @@ class Tracer:
         if ring_size & (ring_size - 1):
             raise SettingError(f"ring_size must be a power of two, not {ring_size}")
         self._on_event = on_event
-        self._settings = ffi.new(
+        self._settings = _new(
             "struct shim_settings *",
             {
                 "min_duration_ns": _milliseconds("min_duration_ms", min_duration_ms),
@@ -119,6 +177,14 @@ class Tracer:
                 "verbose": bool(verbose),
             },
         )
+        filters = self._settings.filters
+        filters.failed = bool(failed)
+        _fill(filters, "pid", [_whole("pids", pid, 1, 2**31 - 1) for pid in pids])
+        _fill(filters, "ppid", [_whole("ppids", pid, 0, 2**31 - 1) for pid in ppids])
+        _fill(filters, "uid", [_user_id(user) for user in users])
+        _fill(filters, "comm", [_comm(comm) for comm in comms])
+        self._cgroups = [os.fspath(path) for path in cgroups]
+        _check_count("cgroups", self._cgroups)
         self._queue: deque[Event] = deque()
         self._decoder = Decoder()
         self._buffer = ffi.NULL
@@ -143,23 +209,36 @@ class Tracer:
         """
         if self._shim or self._final_stats:
             raise StateError("a Tracer can be started only once: make a new one")
-        handle = ffi.new("struct shim **")
-        code = lib.shim_open(handle, self._settings)
-        if not handle[0]:
-            raise MemoryError
-        self._shim = handle[0]
+        descriptors: list[int] = []
         try:
-            self._check(code, "open")
-            self._check(lib.shim_load(self._shim), "load")
-            self._check(lib.shim_attach(self._shim), "attach")
+            descriptors.extend(map(_open_cgroup, self._cgroups))
+            self._settings.filters.cgroups = len(descriptors)
+            self._settings.cgroup = descriptors
+            self._load()
         except BaseException:
             self._free()
             raise
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
         self._buffer = ffi.new("char[]", _BATCH_SIZE)
         self._pid = os.getpid()
         if self._stopping:  # by a signal handler, meanwhile
             self.stop()
         return self
+
+    def _load(self) -> None:
+        handle = ffi.new("struct shim **")
+        code = lib.shim_open(handle, self._settings)
+        self._shim = handle[0]
+        if not self._shim:
+            raise MemoryError
+        self._check(code, "open")
+        code = lib.shim_load(self._shim)
+        if code == -EBADF:
+            raise SettingError(f"not all of these are directories of cgroup v2: {self._cgroups}")
+        self._check(code, "load")
+        self._check(lib.shim_attach(self._shim), "attach")
 
     def _check(self, code: int, step: str) -> None:
         if code < 0:

@@ -20,6 +20,7 @@
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
+#include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -42,7 +43,8 @@
 _Static_assert(sizeof(struct record) == 24, "struct record has padding");
 _Static_assert(sizeof(struct process) == 56, "struct process has padding");
 _Static_assert(sizeof(struct exec_record) == 24 + 56 + 8, "struct exec_record has padding");
-_Static_assert(sizeof(struct exit_record) == 24 + 56 + 8 + 16, "struct exit_record has padding");
+_Static_assert(sizeof(struct exit_record) == 24 + 56 + 8 + 8 + 80 + 8,
+	       "struct exit_record has padding");
 _Static_assert(sizeof(struct exit_record) + TEXT_SIZE <= SHIM_MIN_READ,
 	       "a read buffer must hold any record");
 
@@ -52,8 +54,9 @@ struct shim {
 	int epoll_fd;
 	int timer_fd;
 	int wake_fd;
-	long long max_latency_ns;
+	struct shim_settings settings;
 	unsigned long long received;
+	unsigned long long missed; /* as of the last shim_stats() that was allowed to know */
 	unsigned long long lost; /* as of the last read that emptied the ring */
 	bool more; /* the last read filled its buffer, so the ring may hold more */
 
@@ -67,15 +70,26 @@ struct shim {
 	FILE *log_stream;
 	char *log;
 	size_t log_size;
-	bool verbose;
 };
 
 static int take_record(void *ctx, void *data, size_t size);
 
 /* ---- What is about this tool, and not about any: its settings and its counters ---- */
 
-static int apply_settings(struct shim *s, const struct shim_settings *o)
+/* By version: a kernel that got bpf_loop() earlier runs the other program just as well. */
+static bool has_bpf_loop(void)
 {
+	unsigned int major = 0, minor = 0;
+	struct utsname name;
+
+	if (uname(&name) || sscanf(name.release, "%u.%u", &major, &minor) != 2)
+		return false;
+	return major > 5 || (major == 5 && minor >= 17);
+}
+
+static int apply_settings(struct shim *s)
+{
+	const struct shim_settings *o = &s->settings;
 	struct bootstrap_bpf *skeleton = s->skeleton;
 	unsigned int texts = o->capture_args ? o->max_processes : 1;
 	int err;
@@ -84,16 +98,41 @@ static int apply_settings(struct shim *s, const struct shim_settings *o)
 	skeleton->rodata->max_latency_ns = o->max_latency_ns;
 	skeleton->rodata->wakeup_bytes = o->ring_size / 4;
 	skeleton->rodata->capture_args = o->capture_args;
+	skeleton->rodata->filters = o->filters;
 	err = bpf_map__set_max_entries(skeleton->maps.rb, o->ring_size);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_start, o->max_processes);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text, texts);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_long, texts);
+	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exit, has_bpf_loop());
+	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exit_old, !has_bpf_loop());
 	return err;
+}
+
+/* What can only be set once the maps exist. */
+static int apply_cgroups(struct shim *s)
+{
+	int map = bpf_map__fd(s->skeleton->maps.cgroups);
+
+	for (unsigned int i = 0; i < s->settings.filters.cgroups; i++)
+		if (bpf_map_update_elem(map, &i, &s->settings.cgroup[i], BPF_ANY))
+			return -errno;
+	return 0;
 }
 
 static unsigned long long counter(const volatile unsigned long long *c)
 {
 	return __atomic_load_n(c, __ATOMIC_ACQUIRE);
+}
+
+/* How often the kernel left out a program, for it was running on that CPU already. */
+static unsigned long long missed(int program_fd)
+{
+	struct bpf_prog_info info = {};
+	__u32 size = sizeof(info);
+
+	if (program_fd < 0 || bpf_obj_get_info_by_fd(program_fd, &info, &size))
+		return 0;
+	return info.recursion_misses;
 }
 
 int shim_stats(struct shim *s, struct shim_stats *stats)
@@ -109,15 +148,11 @@ int shim_stats(struct shim *s, struct shim_stats *stats)
 	stats->lost = counter(&bss->lost);
 	stats->untracked = counter(&bss->untracked);
 	stats->truncated = counter(&bss->truncated);
-	bpf_object__for_each_program(program, s->skeleton->obj) {
-		struct bpf_prog_info info = {};
-		__u32 size = sizeof(info);
-		int err = bpf_obj_get_info_by_fd(bpf_program__fd(program), &info, &size);
-
-		if (err)
-			return -errno;
-		stats->missed += info.recursion_misses;
-	}
+	bpf_object__for_each_program(program, s->skeleton->obj)
+		stats->missed += missed(bpf_program__fd(program));
+	/* Who has given up privileges may not ask any more, and gets what was known before. */
+	s->missed = stats->missed > s->missed ? stats->missed : s->missed;
+	stats->missed = s->missed;
 	return 0;
 }
 
@@ -134,9 +169,9 @@ static int keep_log(enum libbpf_print_level level, const char *format, va_list a
 
 	if (!s)
 		return other_print ? other_print(level, format, args) : 0;
-	if (level == LIBBPF_DEBUG && !s->verbose)
+	if (level == LIBBPF_DEBUG && !s->settings.verbose)
 		return 0;
-	if (s->verbose) {
+	if (s->settings.verbose) {
 		va_copy(copy, args);
 		vfprintf(stderr, format, copy);
 		va_end(copy);
@@ -201,8 +236,7 @@ int shim_open(struct shim **shim, const struct shim_settings *settings)
 	if (!s)
 		return -ENOMEM;
 	s->epoll_fd = s->timer_fd = s->wake_fd = -1;
-	s->max_latency_ns = settings->max_latency_ns;
-	s->verbose = settings->verbose;
+	s->settings = *settings;
 	s->log_stream = open_memstream(&s->log, &s->log_size);
 	if (!s->log_stream)
 		return -ENOMEM;
@@ -211,7 +245,7 @@ int shim_open(struct shim **shim, const struct shim_settings *settings)
 		return err;
 	start_logging(s);
 	s->skeleton = bootstrap_bpf__open();
-	err = s->skeleton ? apply_settings(s, settings) : -errno;
+	err = s->skeleton ? apply_settings(s) : -errno;
 	return stop_logging(err);
 }
 
@@ -221,6 +255,7 @@ int shim_load(struct shim *s)
 
 	start_logging(s);
 	err = bootstrap_bpf__load(s->skeleton);
+	err = err ?: apply_cgroups(s);
 	if (err)
 		return stop_logging(err);
 	ring_fd = bpf_map__fd(s->skeleton->maps.rb);
@@ -333,9 +368,9 @@ static int drain(struct shim *s, bool timer_fired)
 	if (s->more)
 		err = set_timer(s, 1); /* for those who wait on shim_fd() */
 	else if (s->used > 0)
-		err = set_timer(s, s->max_latency_ns);
+		err = set_timer(s, s->settings.max_latency_ns);
 	else if (timer_fired)
-		err = set_timer(s, ring_is_empty(s) ? 0 : s->max_latency_ns);
+		err = set_timer(s, ring_is_empty(s) ? 0 : s->settings.max_latency_ns);
 	else
 		err = 0;
 	return err ? err : (int)s->used;

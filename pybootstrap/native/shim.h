@@ -19,6 +19,8 @@ struct shim_settings {
 	unsigned int max_processes; /* entries of the state map */
 	unsigned int capture_args; /* 0 or 1 */
 	unsigned int verbose; /* 0 or 1: libbpf's debug messages too, and all of them to stderr */
+	struct filters filters;
+	int cgroup[FILTER_SIZE]; /* descriptors of directories; used by shim_load() only */
 };
 
 /* Totals since load; records are those of this handle's programs. */
@@ -35,7 +37,7 @@ struct shim_stats {
  * shim_log(), unless there was no memory for it. */
 int shim_open(struct shim **shim, const struct shim_settings *settings);
 
-/* Makes the maps and has the verifier check the programs. */
+/* Makes the maps and has the verifier check the programs. -EBADF: a cgroup is none (of v2). */
 int shim_load(struct shim *shim);
 
 /* From here on events are recorded. */

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, RecordError
+from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, RecordError, Usage
 from pybootstrap._native import ffi, lib
 from pybootstrap.events import Decoder, signal_name
 from tests.records import exec_record, exit_record
@@ -123,6 +123,42 @@ def test_an_argument_that_was_cut_is_kept() -> None:
     assert event.args_truncated
 
 
+@pytest.mark.parametrize(
+    ("utime", "stime", "runtime", "user", "system"),
+    [
+        (0, 0, 5, 5, 0),  # no tick came by: all counts as user time
+        (4_000_000, 0, 5, 5, 0),
+        (0, 4_000_000, 5, 0, 5),
+        (4_000_000, 12_000_000, 20_000_001, 15_000_001 - 10_000_000, 15_000_000),
+    ],
+)
+def test_cpu_time_is_split_as_getrusage_does(
+    utime: int, stime: int, runtime: int, user: int, system: int
+) -> None:
+    usage = decode_exit(
+        exit_record(usage__utime_ns=utime, usage__stime_ns=stime, usage__runtime_ns=runtime)
+    ).usage
+    assert (usage.user_ns, usage.system_ns) == (user, system)
+
+
+def test_usage() -> None:
+    event = decode_exit(
+        exit_record(
+            record__flags=lib.USAGE_PARTIAL,
+            usage__max_rss_pages=3,
+            usage__minor_faults=4,
+            usage__major_faults=5,
+            usage__read_bytes=6,
+            usage__write_bytes=7,
+            usage__voluntary_switches=8,
+            usage__involuntary_switches=9,
+        )
+    )
+    assert event.usage == Usage(0, 0, 3 * os.sysconf("SC_PAGE_SIZE"), 4, 5, 6, 7, 8, 9)
+    assert event.usage_partial
+    assert event.asdict()["usage"]["voluntary_switches"] == 8
+
+
 def test_signal_names() -> None:
     assert signal_name(9) == "SIGKILL"
     assert signal_name(34) == "SIGRTMIN"
@@ -176,7 +212,7 @@ def test_arbitrary_bytes_decode_or_are_refused(batch: bytes) -> None:
     assert (len(batch) == 0) == (events == [])
 
 
-@given(cut=st.integers(1, 111))
+@given(cut=st.integers(1, 199))
 def test_a_record_cut_short_is_refused(cut: int) -> None:
     record = exit_record()
     with pytest.raises(RecordError):

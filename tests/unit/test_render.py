@@ -90,6 +90,31 @@ def test_command_lines() -> None:
     assert unseen == head.replace("EXEC", "EXIT") + "[0] (0ms)\n"
 
 
+USAGE: dict[str, Any] = {
+    "usage__utime_ns": 1,
+    "usage__stime_ns": 3,
+    "usage__runtime_ns": 304_000_000,
+    "usage__max_rss_pages": 50_000,
+}
+
+
+def test_long_lines() -> None:
+    text = TextRenderer(long=True)
+    assert text.header == (
+        "TIME     EVENT COMM             PID     PPID    FILENAME/EXIT CODE       "
+        "UID           CPU       MEM\n"
+    )
+    head = "sleep            4242    17      "
+    assert text.render(decode(exec_record(process__uid=1000, **SLEEP))) == (
+        f"22:13:20 EXEC  {head}/usr/bin/sleep           1000            -         -\n"
+    )
+    assert text.render(decode(exit_record(process__uid=0, **USAGE, **SLEEP))) == (
+        f"22:13:20 EXIT  {head}[0] (0ms)                0           304ms   200000K\n"
+    )
+    both = TextRenderer(long=True, args=True).render(decode(exit_record(**USAGE, **SLEEP)))
+    assert both.endswith("   200000K /usr/bin/sleep 1\n")
+
+
 def test_escape() -> None:
     assert escape("plain é ☃") == "plain é ☃"
     assert escape("a\nb\x1b[31m\x7f") == "a\\x0ab\\x1b[31m\\x7f"

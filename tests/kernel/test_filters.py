@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""Filters: what is reported, and that one that is off leaves nothing in the program."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pybootstrap import ExecEvent, ExitEvent, SettingError, Tracer
+from tests.kernel.conftest import DEADLINE_S, Command, collect, exits, of_pids, run, until_exit
+
+
+def traced(tracer: Tracer) -> list[ExecEvent | ExitEvent]:
+    """All events up to now, which must be all that crossed the ring buffer."""
+    tracer.stop()
+    events = list(tracer)
+    assert tracer.stats.produced == len(events)
+    return [e for e in events if isinstance(e, (ExecEvent, ExitEvent))]
+
+
+def test_pids() -> None:
+    pids = [os.posix_spawn("/bin/sleep", ["sleep", "60"], os.environ) for _ in range(3)]
+    with Tracer(pids=pids[:2]) as tracer:
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+            os.wait4(pid, 0)
+        assert [e.pid for e in traced(tracer)] == pids[:2]
+
+
+def test_ppids() -> None:
+    with Tracer(ppids=[os.getpid()]) as tracer:
+        pid, _ = run("/bin/sh", "-c", "/bin/true; /bin/true; exit 0")
+        events = traced(tracer)
+    assert [e.pid for e in events] == [pid, pid]
+    assert {e.ppid for e in events} == {os.getpid()}
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_users(by_name: bool) -> None:
+    nobody = pwd.getpwnam("nobody")
+    with Tracer(users=["nobody" if by_name else nobody.pw_uid]) as tracer:
+        run("/bin/true")
+        pid = os.fork()
+        if pid == 0:
+            os.setuid(nobody.pw_uid)
+            os.execv("/bin/true", ["true"])
+        os.wait4(pid, 0)
+        assert [e.pid for e in traced(tracer)] == [pid, pid]
+
+
+def test_comms(tmp_path: Path) -> None:
+    for name in ("a", "fifteen-bytes-x", "fifteen-bytes-y"):
+        shutil.copy("/bin/true", tmp_path / name)
+    with Tracer(comms=["fifteen-bytes-x", "a"]) as tracer:
+        for name in ("a", "fifteen-bytes-x", "fifteen-bytes-y"):
+            run(str(tmp_path / name))
+        assert [e.comm for e in traced(tracer)] == ["a"] * 2 + ["fifteen-bytes-x"] * 2
+
+
+def test_failed() -> None:
+    with Tracer(failed=True, ppids=[os.getpid()]) as tracer:
+        run("/bin/true")
+        bad, _ = run("/bin/false")
+        killed, _ = run("/bin/sh", "-c", "kill -TERM $$")
+        events = traced(tracer)
+    assert [(type(e), e.pid) for e in events] == [(ExitEvent, bad), (ExitEvent, killed)]
+
+
+def test_filters_are_combined() -> None:
+    with Tracer(comms=["true"], ppids=[os.getpid()], users=[os.getuid()]) as tracer:
+        run("/bin/sh", "-c", "/bin/true; /bin/true; exit 0")  # the wrong parent
+        run("/bin/false")  # the wrong name
+        pid, _ = run("/bin/true")
+        assert [e.pid for e in traced(tracer)] == [pid, pid]
+
+
+def test_a_filter_and_a_duration() -> None:
+    with Tracer(comms=["sleep"], min_duration_ms=100) as tracer:
+        run("/bin/sleep", "0.01")
+        run("/bin/sh", "-c", "sleep 0.15; exit 0")
+        pid, _ = run("/bin/sleep", "0.2")
+        events = traced(tracer)
+    assert all(e.comm == "sleep" for e in events)
+    assert len(events) == 2 and events[-1].pid == pid
+
+
+@contextlib.contextmanager
+def cgroups() -> Iterator[list[Path]]:
+    """A cgroup, one below it and one beside it; removed again."""
+    mounts = Path("/proc/self/mounts").read_text()
+    (root, *_) = re.findall(r"^\S+ (\S+) cgroup2 ", mounts, re.MULTILINE)
+    top = Path(root) / f"pybootstrap-test-{os.getpid()}"
+    made = [top, top / "below", Path(root) / f"{top.name}-beside"]
+    try:
+        for path in made:
+            path.mkdir()
+        yield made
+    finally:
+        for path in (made[1], made[0], made[2]):
+            remove_cgroup(path)
+
+
+def remove_cgroup(path: Path) -> None:
+    """An ended process may keep its cgroup busy for a moment."""
+    end = time.monotonic() + DEADLINE_S
+    while path.exists():
+        with contextlib.suppress(OSError):
+            path.rmdir()
+            return
+        assert time.monotonic() < end, f"{path} stays busy"
+        time.sleep(0.05)
+
+
+def run_in(cgroup: Path) -> int:
+    pid = os.fork()
+    if pid == 0:
+        (cgroup / "cgroup.procs").write_text("0")
+        os.execv("/bin/true", ["true"])
+    os.wait4(pid, 0)
+    return pid
+
+
+def test_cgroups() -> None:
+    with cgroups() as (top, below, beside), Tracer(cgroups=[top]) as tracer:
+        pids = [run_in(path) for path in (top, below, beside)]
+        events = traced(tracer)
+        ids = [top.stat().st_ino, below.stat().st_ino]
+    assert [e.pid for e in events] == [pids[0], pids[0], pids[1], pids[1]]
+    assert [e.cgroup_id for e in events[::2]] == ids
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pids": [0]}, "pids"),
+        ({"pids": ["1"]}, "pids"),
+        ({"pids": range(1, 66)}, "at most 64"),
+        ({"users": ["no-such-user"]}, "no-such-user"),
+        ({"users": [-1]}, "users"),
+        ({"comms": ["sixteen-bytes-xx"]}, "'sixteen-bytes-x'"),
+        ({"cgroups": ["/no/such/cgroup"]}, "/no/such/cgroup"),
+        ({"cgroups": ["/bin/sh"]}, "/bin/sh"),
+        ({"cgroups": ["/tmp"]}, "cgroup v2"),
+    ],
+)
+def test_wrong_values(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingError, match=message), Tracer(**settings):  # type: ignore[arg-type]
+        pass
+
+
+def translated_bytes(tracer: Tracer) -> int:
+    """The length of the programs after the verifier has removed what cannot run."""
+    with tracer:
+        infos = [p.read_text() for p in Path("/proc/self/fdinfo").iterdir() if readable(p)]
+        ids = {i for info in infos for i in re.findall(r"^prog_id:\t(\d+)$", info, re.MULTILINE)}
+        return sum(program_length(int(i)) for i in ids)
+
+
+def readable(path: Path) -> bool:
+    return (Path("/proc/self/fd") / path.name).exists()
+
+
+def program_length(program_id: int) -> int:
+    shown = subprocess.run(
+        ["bpftool", "--json", "prog", "show", "id", str(program_id)],
+        env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"},
+        capture_output=True,
+        check=True,
+    )
+    length: int = json.loads(shown.stdout)["bytes_xlated"]
+    return length
+
+
+def test_a_filter_that_is_off_leaves_no_instruction() -> None:
+    plain = translated_bytes(Tracer(args=False))
+    assert translated_bytes(Tracer(args=False, failed=False, pids=[], users=[])) == plain
+    for settings in ({"pids": [1]}, {"ppids": [1]}, {"users": [0]}, {"comms": ["x"]}):
+        assert translated_bytes(Tracer(args=False, **settings)) > plain
+    assert translated_bytes(Tracer(args=False, failed=True)) < plain  # no exec is sent at all
+
+
+def test_the_options(bootstrap: Callable[..., Command]) -> None:
+    command = bootstrap("-x", "-u", "root", "-c", "sh", "--ppid", str(os.getpid()))
+    command.wait_for_header()
+    run("/bin/false")
+    run("/bin/sh", "-c", "exit 0")
+    pid, _ = run("/bin/sh", "-c", "exit 3")
+    _, out, err = command.end(signal.SIGTERM)
+    assert err == ""
+    (line,) = out.splitlines()
+    assert line.split()[1:5] == ["EXIT", "sh", str(pid), str(os.getpid())]
+
+
+def test_collected_events_of_a_filter_reach_the_iterator() -> None:
+    with Tracer(comms=["false"]) as tracer:
+        pid, _ = run("/bin/false")
+        events = collect(tracer, until_exit(pid))
+    assert len(of_pids(events, {pid})) == 2
+    assert exits(events, {pid})[0].exit_code == 1
