@@ -152,7 +152,7 @@ __noinline u32 measure_filename(u64 filename)
 	return size > 0 && size < (long)sizeof(scratch) ? size : FILENAME_SIZE;
 }
 
-static __always_inline void find_text(struct text_source *src, struct task_struct *task,
+static __always_inline void find_text(struct text_source *src, struct mm_struct *mm,
 				      struct linux_binprm *bprm)
 {
 	u64 args_size;
@@ -166,8 +166,8 @@ static __always_inline void find_text(struct text_source *src, struct task_struc
 
 	if (!capture_args)
 		return;
-	src->args = (const void *)task->mm->arg_start;
-	args_size = task->mm->arg_end - task->mm->arg_start;
+	src->args = (const void *)mm->arg_start;
+	args_size = mm->arg_end - mm->arg_start;
 	if (args_size > ARGS_SIZE) {
 		args_size = ARGS_SIZE;
 		src->flags |= ARGS_TRUNCATED;
@@ -279,18 +279,23 @@ static __always_inline u32 pid_in_own_namespace(struct signal_struct *signal, u3
 	return nr;
 }
 
-/* All of it is the leader's, which stands for the process: threads can differ, and come and go. */
-static __always_inline void find_process(struct process *p, struct task_struct *task)
+/*
+ * All of it is the leader's, which stands for the process: threads can differ, and come and go.
+ *
+ * Each pointer is loaded once, here and below. At each load of a pointer the verifier searches all
+ * of the kernel's BTF by name (Linux 6.18), which is most of the time that loading takes.
+ */
+static __always_inline void find_process(struct process *p, struct task_struct *leader,
+					 struct signal_struct *signal)
 {
-	struct task_struct *leader = task->group_leader;
-	struct signal_struct *signal = leader->signal;
+	const struct cred *cred = leader->real_cred;
 
 	p->start_boottime_ns = leader->start_boottime;
 	p->cgroup_id = bpf_get_current_cgroup_id();
 	p->pid = leader->tgid;
 	p->ppid = leader->real_parent->tgid;
-	p->uid = leader->real_cred->uid.val;
-	p->gid = leader->real_cred->gid.val;
+	p->uid = cred->uid.val;
+	p->gid = cred->gid.val;
 	p->sid = signal->pids[PIDTYPE_SID]->numbers[0].nr;
 	p->ns_pid = pid_in_own_namespace(signal, p->pid);
 	__builtin_memset(p->comm, 0, sizeof(p->comm));
@@ -313,16 +318,21 @@ int handle_exec(u64 *ctx)
 	struct task_struct *task = (void *)ctx[0];
 	struct linux_binprm *bprm = (void *)ctx[2];
 	u64 now = bpf_ktime_get_boot_ns();
+	const bool send = !min_duration_ns && !filters.failed;
 	struct text_source src;
 	struct process p;
 	u32 filename_size, args_size;
 
-	find_text(&src, task, bprm);
-	remember(task->tgid, task->start_boottime, now, &src);
-	if (min_duration_ns || filters.failed)
-		return 0;
-	find_process(&p, task);
-	if (!is_wanted(&p))
+	/* The one thread that is left after an exec is the leader. */
+	if (send) {
+		find_process(&p, task, task->signal);
+	} else {
+		p.pid = task->tgid;
+		p.start_boottime_ns = task->start_boottime;
+	}
+	find_text(&src, task->mm, bprm);
+	remember(p.pid, p.start_boottime_ns, now, &src);
+	if (!send || !is_wanted(&p))
 		return 0;
 
 	/* The size of a reservation must be a constant: one of a few, so that a small event is small. */
@@ -391,13 +401,13 @@ static __noinline bool claim(struct process_key *key)
 	return !bpf_map_update_elem(&exit_claims, key, &one, BPF_NOEXIST);
 }
 
-static __always_inline bool is_last_thread(u64 *ctx, struct task_struct *task, bool old)
+static __always_inline bool is_last_thread(u64 *ctx, struct task_struct *leader,
+					   struct signal_struct *signal, bool old)
 {
-	struct signal_struct *signal = task->signal;
 	bool nobody_alive, one_by_one;
 	struct process_key key = {
-		.start_boottime_ns = task->group_leader->start_boottime,
-		.pid = task->tgid,
+		.start_boottime_ns = leader->start_boottime,
+		.pid = leader->tgid,
 	};
 
 	if (bpf_core_field_exists(((struct trace_event_raw_sched_process_exit *)0)->group_dead))
@@ -407,16 +417,14 @@ static __always_inline bool is_last_thread(u64 *ctx, struct task_struct *task, b
 	if (signal->nr_threads == 1)
 		return nobody_alive;
 	one_by_one = old && !(signal->flags & SIGNAL_GROUP_EXIT);
-	if (one_by_one && task == task->group_leader && came_second(&key))
+	if (one_by_one && (void *)ctx[0] == (void *)leader && came_second(&key))
 		return true;
 	return nobody_alive && claim(&key) && (!one_by_one || came_second(&key));
 }
 
 /* What wait4(2) will say, as the kernel finds it in wait_task_zombie(). */
-static __always_inline u32 wait_status(struct task_struct *leader)
+static __always_inline u32 wait_status(struct task_struct *leader, struct signal_struct *signal)
 {
-	struct signal_struct *signal = leader->signal;
-
 	return signal->flags & SIGNAL_GROUP_EXIT ? signal->group_exit_code : leader->exit_code;
 }
 
@@ -514,9 +522,9 @@ static long walk_step(__attribute__((unused)) u32 index, void *walk)
 	return walk_one(walk);
 }
 
-static __always_inline u32 add_up_usage(struct usage *u, struct task_struct *leader, bool old)
+static __always_inline u32 add_up_usage(struct usage *u, struct task_struct *leader,
+					struct signal_struct *signal, bool old)
 {
-	struct signal_struct *signal = leader->signal;
 	struct walk walk = {.signal = signal, .flags = USAGE_PARTIAL};
 
 	if (signal->nr_threads == 1) {
@@ -581,9 +589,10 @@ static __always_inline void send_exit(struct exit_record *e, struct process *p, 
 	submit(&e->record, sizeof(*e), e->text, RECORD_EXIT, end->flags, now);
 }
 
-static __always_inline void report_exit(struct task_struct *task, u32 pid, u64 now, bool old)
+static __always_inline void report_exit(struct task_struct *leader, struct signal_struct *signal,
+					u64 now, bool old)
 {
-	struct task_struct *leader = task->group_leader;
+	u32 pid = leader->tgid;
 	struct end end = {};
 	struct process p;
 	char *text = NULL;
@@ -592,13 +601,13 @@ static __always_inline void report_exit(struct task_struct *task, u32 pid, u64 n
 	recall(&end, pid, leader->start_boottime, now);
 	if (min_duration_ns && end.duration_ns < min_duration_ns)
 		return;
-	end.status = wait_status(leader);
+	end.status = wait_status(leader, signal);
 	if (filters.failed && !end.status)
 		return;
-	find_process(&p, task);
+	find_process(&p, leader, signal);
 	if (!is_wanted(&p))
 		return;
-	end.flags |= add_up_usage(&end.usage, leader, old);
+	end.flags |= add_up_usage(&end.usage, leader, signal, old);
 
 	if (capture_args && end.text_map == TEXT_SHORT)
 		text = bpf_map_lookup_elem(&exec_text, &pid);
@@ -621,11 +630,13 @@ static __always_inline void report_exit(struct task_struct *task, u32 pid, u64 n
 static __always_inline int on_exit(u64 *ctx, bool old)
 {
 	struct task_struct *task = (void *)ctx[0];
+	struct task_struct *leader = task->group_leader;
+	struct signal_struct *signal = task->signal;
 	u32 pid = task->tgid;
 
-	if (!is_last_thread(ctx, task, old))
+	if (!is_last_thread(ctx, leader, signal, old))
 		return 0;
-	report_exit(task, pid, bpf_ktime_get_boot_ns(), old);
+	report_exit(leader, signal, bpf_ktime_get_boot_ns(), old);
 	bpf_map_delete_elem(&exec_start, &pid);
 	if (capture_args) {
 		bpf_map_delete_elem(&exec_text, &pid);

@@ -6,8 +6,8 @@
  * latency bound. Both sides keep a promise for that:
  *
  *   here:    a record that comes a bound or more after the last wake-up wakes the reader;
- *   reader:  after it got records it looks again one bound later, and it sleeps without limit only
- *            when that look found nothing sent and nothing reserved.
+ *   reader:  after it got records it looks again within a bound, and it sleeps without limit only
+ *            when it looked a bound or more later and found nothing sent and nothing reserved.
  *
  * The decision is taken after the record was reserved. So a record that does not wake anybody was
  * either reserved before that last look, which then does not end in sleep, or less than a bound

@@ -45,7 +45,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="bootstrap",
         description=DESCRIPTION,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # With a width of its own it need not import what finds out the terminal's.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
     )
     parser.add_argument(
         "-d",

@@ -76,9 +76,21 @@ _comm = layout("exec_record", "process.comm").unpack_from
 _filename_size = _number("text.filename_size")
 _duration_ns = _number("duration_ns", "exit_record")
 _status = _number("status", "exit_record")
-_usage = layout(
-    "exit_record", *(f"usage.{name}" for name, _ in ffi.typeof("struct usage").fields)
-).unpack_from
+USAGE = [f"usage.{name}" for name, _ in ffi.typeof("struct usage").fields]
+_usage = layout("exit_record", *USAGE).unpack_from
+
+
+def decode_comm(name: bytes) -> str:
+    """A NUL-padded command name."""
+    return fsdecode(name.partition(b"\0")[0])
+
+
+def decode_text(tail: bytes) -> list[str]:
+    """File name and arguments as they end a record; empty when they are not known."""
+    text = fsdecode(tail).split("\0")
+    if not text[-1]:  # what was cut has no final NUL
+        text.pop()
+    return text
 
 
 class ProcessEvent:
@@ -86,16 +98,17 @@ class ProcessEvent:
 
     Two events with the same `pid` and `start_boottime_ns` are of the same process; a pid alone can
     be used again. Events are equal when all their fields are. All ids are those of the root
-    namespaces, except `ns_pid`.
+    namespaces, except `ns_pid`. `record` holds the bytes of the record (struct exec_record or
+    struct exit_record of bpf/bootstrap.h, with `time_ns` as wall clock); see `layout`.
     """
 
-    __slots__ = ("_record",)
-    _HEAD_SIZE: ClassVar[int]  # bytes before the text
+    __slots__ = ("record",)
+    HEAD_SIZE: ClassVar[int]  # bytes of the record before the text
     _FIELDS: ClassVar[tuple[str, ...]]
 
     def __init__(self, record: bytes) -> None:
-        """Wraps the bytes of one record; `Tracer` does this, see `Decoder` for the checks."""
-        self._record = record
+        """Wraps the bytes of one record, which `Decoder` has checked."""
+        self.record = record
 
     @property
     def time_ns(self) -> int:
@@ -104,42 +117,42 @@ class ProcessEvent:
         The kernel's CLOCK_BOOTTIME at the event (`bpf_ktime_get_boot_ns`), turned into wall clock
         with the difference of the two clocks when the record was read.
         """
-        return _time_ns(self._record)
+        return _time_ns(self.record)
 
     @property
     def pid(self) -> int:
         """Process id, that is thread-group id: `task_struct.tgid`."""
-        return _pid(self._record)
+        return _pid(self.record)
 
     @property
     def ppid(self) -> int:
         """Process id of the parent at the event, also under a debugger: `real_parent->tgid`."""
-        return _ppid(self._record)
+        return _ppid(self.record)
 
     @property
     def uid(self) -> int:
         """Real user id (`cred.uid`); on exec, as the new program has it."""
-        return _uid(self._record)
+        return _uid(self.record)
 
     @property
     def gid(self) -> int:
         """Real group id (`cred.gid`); on exec, as the new program has it."""
-        return _gid(self._record)
+        return _gid(self.record)
 
     @property
     def sid(self) -> int:
         """Session id (`signal->pids[PIDTYPE_SID]`): see setsid(2)."""
-        return _sid(self._record)
+        return _sid(self.record)
 
     @property
     def ns_pid(self) -> int:
         """Process id in the innermost pid namespace of the process: what getpid(2) says there."""
-        return _ns_pid(self._record)
+        return _ns_pid(self.record)
 
     @property
     def cgroup_id(self) -> int:
         """Id of the cgroup (v2 hierarchy): the inode number of its directory."""
-        return _cgroup_id(self._record)
+        return _cgroup_id(self.record)
 
     @property
     def start_boottime_ns(self) -> int:
@@ -147,20 +160,16 @@ class ProcessEvent:
 
         Field 22 of proc_pid_stat(5) is the same in clock ticks.
         """
-        return _start_boottime_ns(self._record)
+        return _start_boottime_ns(self.record)
 
     @property
     def comm(self) -> str:
         """Command name, at most 15 bytes: `task_struct.comm` of the thread-group leader."""
-        name: bytes = _comm(self._record)[0]
-        return fsdecode(name.partition(b"\0")[0])
+        return decode_comm(_comm(self.record)[0])
 
     def _text(self) -> list[str]:
         """File name and arguments as one list; empty when they are not known."""
-        text = fsdecode(self._record[self._HEAD_SIZE :]).split("\0")
-        if not text[-1]:  # what was cut has no final NUL
-            text.pop()
-        return text
+        return decode_text(self.record[self.HEAD_SIZE :])
 
     def asdict(self) -> dict[str, Any]:
         """All fields by name, in a fixed order; `usage` as a dictionary, too."""
@@ -175,14 +184,14 @@ class ProcessEvent:
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, ProcessEvent):
-            return self._record == other._record
+            return self.record == other.record
         return NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._record)
+        return hash(self.record)
 
     def __reduce__(self) -> tuple[type[ProcessEvent], tuple[bytes]]:
-        return type(self), (self._record,)
+        return type(self), (self.record,)
 
 
 _IDENTITY = (
@@ -206,7 +215,7 @@ class ExecEvent(ProcessEvent):
     """A process executed a program: execve(2) or execveat(2) succeeded, in any of its threads."""
 
     __slots__ = ()
-    _HEAD_SIZE = ffi.sizeof("struct exec_record")
+    HEAD_SIZE = ffi.sizeof("struct exec_record")
     _FIELDS = _IDENTITY
 
     @property
@@ -228,7 +237,7 @@ class ExecEvent(ProcessEvent):
     @property
     def args_truncated(self) -> bool:
         """Whether arguments were cut at 8 KiB, or could not be read."""
-        return bool(_flags(self._record) & lib.ARGS_TRUNCATED)
+        return bool(_flags(self.record) & lib.ARGS_TRUNCATED)
 
 
 class Usage(NamedTuple):
@@ -261,7 +270,7 @@ class Usage(NamedTuple):
     """Context switches because its time was up: `nivcsw`."""
 
 
-def _split_cpu_time(utime: int, stime: int, runtime: int) -> tuple[int, int]:
+def split_cpu_time(utime: int, stime: int, runtime: int) -> tuple[int, int]:
     """User and system time as the kernel's cputime_adjust() has them.
 
     The tick samples utime and stime; their sum is replaced by the measured runtime.
@@ -278,7 +287,7 @@ class ExitEvent(ProcessEvent):
     """A process ended: its last thread is gone."""
 
     __slots__ = ()
-    _HEAD_SIZE = ffi.sizeof("struct exit_record")
+    HEAD_SIZE = ffi.sizeof("struct exit_record")
     _FIELDS = (
         *_IDENTITY,
         "exit_code",
@@ -309,7 +318,7 @@ class ExitEvent(ProcessEvent):
     @property
     def args_truncated(self) -> bool:
         """Whether arguments were cut at 8 KiB or could not be read, or text could not be kept."""
-        return bool(_flags(self._record) & (lib.ARGS_TRUNCATED | lib.TEXT_MISSING))
+        return bool(_flags(self.record) & (lib.ARGS_TRUNCATED | lib.TEXT_MISSING))
 
     @property
     def exit_code(self) -> int:
@@ -317,12 +326,12 @@ class ExitEvent(ProcessEvent):
 
         0 when a signal ended the process: look at `signal` first.
         """
-        return _status(self._record) >> 8 & 0xFF
+        return _status(self.record) >> 8 & 0xFF
 
     @property
     def signal(self) -> int | None:
         """The number of the signal that ended the process, WTERMSIG of wait(2); None for none."""
-        return _status(self._record) & 0x7F or None
+        return _status(self.record) & 0x7F or None
 
     @property
     def signal_name(self) -> str | None:
@@ -333,12 +342,12 @@ class ExitEvent(ProcessEvent):
     @property
     def core_dumped(self) -> bool:
         """Whether the kernel wrote a core dump: WCOREDUMP of wait(2)."""
-        return bool(_status(self._record) & 0x80)
+        return bool(_status(self.record) & 0x80)
 
     @property
     def duration_ns(self) -> int:
         """How long the process ran, in ns of CLOCK_BOOTTIME, from what `duration_since` says."""
-        return _duration_ns(self._record)
+        return _duration_ns(self.record)
 
     @property
     def duration_since(self) -> str:
@@ -346,18 +355,18 @@ class ExitEvent(ProcessEvent):
 
         It is "start" for a process that never called exec while traced.
         """
-        return "exec" if _flags(self._record) & lib.DURATION_SINCE_EXEC else "start"
+        return "exec" if _flags(self.record) & lib.DURATION_SINCE_EXEC else "start"
 
     @property
     def usage(self) -> Usage:
         """What the process used."""
-        utime, stime, runtime, rss_pages, *others = _usage(self._record)
-        return Usage(*_split_cpu_time(utime, stime, runtime), rss_pages * PAGESIZE, *others)
+        utime, stime, runtime, rss_pages, *others = _usage(self.record)
+        return Usage(*split_cpu_time(utime, stime, runtime), rss_pages * PAGESIZE, *others)
 
     @property
     def usage_partial(self) -> bool:
         """Whether `usage` may lack threads: too many of them were ending at the same time."""
-        return bool(_flags(self._record) & lib.USAGE_PARTIAL)
+        return bool(_flags(self.record) & lib.USAGE_PARTIAL)
 
 
 class LostEvent(NamedTuple):
@@ -412,7 +421,7 @@ class Decoder:
                 event_type = kinds[kind]
             except (struct.error, KeyError):
                 raise RecordError(f"no record at byte {start} of a batch of {end}") from None
-            if size != event_type._HEAD_SIZE + filename_size + args_size or start + size > end:
+            if size != event_type.HEAD_SIZE + filename_size + args_size or start + size > end:
                 raise RecordError(f"record at byte {start} of {end} says it has {size} bytes")
             if lost_before > lost:
                 events.append(LostEvent(now_ns, time_ns, lost_before - lost))

@@ -1,20 +1,42 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Events as lines of text or JSON."""
+"""Events as lines of text or JSON.
+
+This is the inner loop of the command. So what a line needs is unpacked from the record in one go,
+and what repeats from line to line (names, statuses, the time of day) is rendered once: short names
+are kept in small caches.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from collections.abc import Sequence
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii as quoted
+from mmap import PAGESIZE
 from time import localtime, strftime
+from typing import Callable
 
-from pybootstrap.events import Event, ExecEvent, ExitEvent, LostEvent
+from pybootstrap._native import lib
+from pybootstrap.events import (
+    USAGE,
+    Event,
+    ExecEvent,
+    ExitEvent,
+    Usage,
+    decode_comm,
+    decode_text,
+    layout,
+    signal_name,
+    split_cpu_time,
+)
 
 __all__ = ["HEADER", "TextRenderer", "escape", "render_json"]
 
 _COLUMNS = "%-8s %-5s %-16s %-7s %-7s %s\n"
 HEADER = _COLUMNS % ("TIME", "EVENT", "COMM", "PID", "PPID", "FILENAME/EXIT CODE")
+
+_SHORT = 256  # bytes of file name and arguments that are worth keeping in a cache
+_cached = lru_cache(maxsize=512)
 
 
 def escape(text: str) -> str:
@@ -39,7 +61,12 @@ def _escape_char(code: int) -> str:
 _NEEDS_QUOTES = re.compile(r"[^\w@%+=:,./-]").search
 
 
-def command_line(filename: str, args: Sequence[str], truncated: bool) -> str:
+def _shell_word(word: str) -> str:
+    """A word as a shell would take it literally; shlex.quote() without importing shlex."""
+    return "'" + word.replace("'", "'\"'\"'") + "'" if not word or _NEEDS_QUOTES(word) else word
+
+
+def command_line(filename: str, args: Sequence[str]) -> str:
     """The arguments as one line that a shell would take apart the same way, then escaped.
 
     The program's full name stands for a first argument that only repeats its last part.
@@ -47,8 +74,55 @@ def command_line(filename: str, args: Sequence[str], truncated: bool) -> str:
     words = list(args)
     if not words or words[0] == filename.rpartition("/")[2]:
         words[:1] = [filename]
-    line = " ".join(shlex.quote(w) if not w or _NEEDS_QUOTES(w) else w for w in words)
-    return escape(line) + (" ..." if truncated else "")
+    return escape(" ".join(map(_shell_word, words)))
+
+
+# ---- Parts of a line ----
+
+
+@_cached
+def _comm_column(comm: bytes) -> str:
+    return f"{escape(decode_comm(comm)):<16}"
+
+
+@_cached
+def _filename(tail: bytes) -> str:
+    return escape(decode_text(tail)[0])
+
+
+@_cached
+def _command_line(tail: bytes) -> str:
+    filename, *args = decode_text(tail)
+    return command_line(filename, args)
+
+
+@_cached
+def _ending(status: int) -> tuple[str, str]:
+    """Exit code, and the signal with what stands around it."""
+    code, number = status >> 8 & 0xFF, status & 0x7F
+    if number == 0:
+        return f"[{code}]", ""
+    core = " (core dumped)" if status & 0x80 else ""
+    return f"[{code}]", f" {signal_name(number)}{core}"
+
+
+def _of(function: Callable[[bytes], str], tail: bytes) -> str:
+    """Calls a cached function, past its cache when the text is long: memory stays bounded."""
+    if len(tail) <= _SHORT:
+        return function(tail)
+    uncached: Callable[[bytes], str] = function.__wrapped__  # type: ignore[attr-defined]
+    return uncached(tail)
+
+
+# ---- Text ----
+
+_LONG_WIDTH = 24  # of what stands before the long columns; longer file names move them
+_LONG_AT = len(HEADER) - 1 - len("FILENAME/EXIT CODE") + _LONG_WIDTH
+_LONG_HEADER = f"{'UID':<7} {'CPU':>9} {'MEM':>9}"
+
+_LINE = ("record.flags", "record.time_ns", "process.pid", "process.ppid", "process.comm")
+_exec_line = layout("exec_record", *_LINE).unpack_from
+_exit_line = layout("exit_record", *_LINE, "duration_ns", "status").unpack_from
 
 
 class TextRenderer:
@@ -72,69 +146,148 @@ class TextRenderer:
 
     def render(self, events: Sequence[Event]) -> str:
         """A line for each event, except for losses, which are no lines of this table."""
-        return "".join([self._line(e) for e in events if not isinstance(e, LostEvent)])
+        lines = []
+        for event in events:
+            if type(event) is ExecEvent:
+                lines.append(self._exec(event))
+            elif type(event) is ExitEvent:
+                lines.append(self._exit(event))
+        return "".join(lines)
 
-    def _line(self, event: ExecEvent | ExitEvent) -> str:
-        second = event.time_ns // 1_000_000_000
-        if second != self._second:
-            self._second = second
-            self._clock = strftime("%H:%M:%S", localtime(second))
-        kind = "EXEC" if isinstance(event, ExecEvent) else "EXIT"
-        parts = []
-        if isinstance(event, ExitEvent):
-            parts.append(_exit_status(event))
-        elif self._long or not self._args:
-            parts.append(escape(event.filename))
+    def _exec(self, event: ExecEvent) -> str:
+        flags, time_ns, pid, ppid, comm = _exec_line(event.record)
+        if time_ns // 1_000_000_000 != self._second:
+            self._set_clock(time_ns)
+        tail = event.record[ExecEvent.HEAD_SIZE :]
         if self._long:
-            parts[0] = f"{parts[0]:<{_LONG_WIDTH}}"
-            parts.append(_long_columns(event))
-        if self._args and event.filename is not None and event.args is not None:
-            parts.append(command_line(event.filename, event.args, event.args_truncated))
-        detail = " ".join(parts)
-        return _COLUMNS % (self._clock, kind, escape(event.comm), event.pid, event.ppid, detail)
+            detail = f"{_of(_filename, tail):<{_LONG_WIDTH}} {event.uid:<7} {'-':>9} {'-':>9}"
+            if self._args:
+                detail += _arguments(tail, flags)
+        elif self._args:
+            detail = _arguments(tail, flags)[1:]
+        else:
+            detail = _of(_filename, tail)
+        line = (self._clock, _comm_column(comm), pid, ppid, detail)
+        return "%s EXEC  %s %-7d %-7d %s\n" % line  # noqa: UP031 - faster than an f-string
+
+    def _exit(self, event: ExitEvent) -> str:
+        flags, time_ns, pid, ppid, comm, duration_ns, status = _exit_line(event.record)
+        if time_ns // 1_000_000_000 != self._second:
+            self._set_clock(time_ns)
+        code, signal = _ending(status)
+        detail = "%s (%dms)%s" % (code, duration_ns // 1_000_000, signal)  # noqa: UP031
+        if self._long:
+            detail = f"{detail:<{_LONG_WIDTH}} {event.uid:<7} {_usage_columns(event.usage)}"
+        if self._args:
+            detail += _arguments(event.record[ExitEvent.HEAD_SIZE :], flags)
+        line = (self._clock, _comm_column(comm), pid, ppid, detail)
+        return "%s EXIT  %s %-7d %-7d %s\n" % line  # noqa: UP031
+
+    def _set_clock(self, time_ns: int) -> None:
+        self._second = time_ns // 1_000_000_000
+        self._clock = strftime("%H:%M:%S", localtime(self._second))
 
 
-_LONG_WIDTH = 24  # of what stands before the long columns; longer file names move them
-_LONG_AT = len(HEADER) - 1 - len("FILENAME/EXIT CODE") + _LONG_WIDTH
-_LONG_HEADER = f"{'UID':<7} {'CPU':>9} {'MEM':>9}"
+def _arguments(tail: bytes, flags: int) -> str:
+    """The command line after a space; nothing when it is not known."""
+    if not tail:
+        return ""
+    return f" {_of(_command_line, tail)}{' ...' if flags & lib.ARGS_TRUNCATED else ''}"
 
 
-def _long_columns(event: ExecEvent | ExitEvent) -> str:
-    if isinstance(event, ExecEvent):
-        return f"{event.uid:<7} {'-':>9} {'-':>9}"
-    usage = event.usage
+def _usage_columns(usage: Usage) -> str:
     cpu_ms = (usage.user_ns + usage.system_ns) // 1_000_000
-    return f"{event.uid:<7} {cpu_ms:>7}ms {usage.max_rss_bytes // 1024:>8}K"
+    return f"{cpu_ms:>7}ms {usage.max_rss_bytes // 1024:>8}K"
 
 
-def _exit_status(event: ExitEvent) -> str:
-    status = f"[{event.exit_code}] ({event.duration_ns // 1_000_000}ms)"
-    if event.signal is not None:
-        status += f" {event.signal_name}"
-        if event.core_dumped:
-            status += " (core dumped)"
-    return status
+# ---- JSON ----
+
+_PROCESS: tuple[str, ...] = ("record.flags", "record.time_ns", "process.start_boottime_ns", "process.cgroup_id")
+_PROCESS += tuple(f"process.{name}" for name in ("pid", "ppid", "uid", "gid", "sid", "ns_pid"))
+_PROCESS += ("process.comm",)
+_exec_object = layout("exec_record", *_PROCESS).unpack_from
+_exit_object = layout("exit_record", *_PROCESS, "duration_ns", *USAGE, "status").unpack_from
+
+_IDENTITY = (
+    '"time_ns":%d,"pid":%d,"ppid":%d,"uid":%d,"gid":%d,"sid":%d,"ns_pid":%d,"cgroup_id":%d,'
+    '"start_boottime_ns":%d,"comm":%s,%s,"args_truncated":%s'
+)
+_EXEC = '{"event":"exec",' + _IDENTITY + "}\n"
+_EXIT = (
+    '{"event":"exit",'
+    + _IDENTITY
+    + ',%s,"duration_ns":%d,"duration_since":"%s","usage":{'
+    + ",".join(f'"{name}":%d' for name in Usage._fields)
+    + '},"usage_partial":%s}\n'
+)
+_LOST = '{"event":"lost","time_ns":%d,"since_ns":%d,"count":%d}\n'
 
 
-_KINDS = {ExecEvent: "exec", ExitEvent: "exit", LostEvent: "lost"}
+@_cached
+def _comm_json(comm: bytes) -> str:
+    return quoted(decode_comm(comm))
+
+
+@_cached
+def _text_json(tail: bytes) -> str:
+    if not tail:
+        return '"filename":null,"args":null'
+    filename, *args = map(quoted, decode_text(tail))
+    return f'"filename":{filename},"args":[{",".join(args)}]'
+
+
+@_cached
+def _ending_json(status: int) -> str:
+    number = status & 0x7F
+    signal = (
+        f'{number},"signal_name":"{signal_name(number)}"' if number else 'null,"signal_name":null'
+    )
+    core = "true" if status & 0x80 else "false"
+    return f'"exit_code":{status >> 8 & 0xFF},"signal":{signal},"core_dumped":{core}'
 
 
 def render_json(events: Sequence[Event]) -> str:
-    r"""A JSON object and a line feed for each event.
+    r"""A JSON object and a line feed for each event, with all fields that the event has.
 
-    The output is ASCII. Bytes that are no UTF-8 come as lone surrogates (`\\udc80` to `\\udcff`),
-    as Python's own `os.fsdecode` has them: `os.fsencode(json.loads(line)["filename"])` is exact.
+    The output is ASCII. Bytes that are no UTF-8 come as lone surrogates (`\udc80` to `\udcff`), as
+    Python's own `os.fsdecode` has them: `os.fsencode(json.loads(line)["filename"])` is exact.
     """
-    return "".join(
-        [
-            json.dumps(
-                {
-                    "event": _KINDS[type(event)],
-                    **(event._asdict() if isinstance(event, LostEvent) else event.asdict()),
-                },
-                separators=(",", ":"),
-            )
-            + "\n"
-            for event in events
-        ]
+    lines = []
+    for event in events:
+        if type(event) is ExecEvent:
+            lines.append(_exec_json(event.record))
+        elif type(event) is ExitEvent:
+            lines.append(_exit_json(event.record))
+        else:
+            lines.append(_LOST % event)
+    return "".join(lines)
+
+
+_ARGS_CUT = lib.ARGS_TRUNCATED | lib.TEXT_MISSING
+
+
+def _exec_json(record: bytes) -> str:
+    flags, time_ns, start_ns, cgroup, pid, ppid, uid, gid, sid, ns_pid, comm = _exec_object(record)
+    return _EXEC % (
+        *(time_ns, pid, ppid, uid, gid, sid, ns_pid, cgroup, start_ns, _comm_json(comm)),
+        _of(_text_json, record[ExecEvent.HEAD_SIZE :]),
+        "true" if flags & _ARGS_CUT else "false",
+    )
+
+
+def _exit_json(record: bytes) -> str:
+    fields = _exit_object(record)
+    flags, time_ns, start_ns, cgroup, pid, ppid, uid, gid, sid, ns_pid, comm = fields[:11]
+    duration_ns, utime, stime, runtime, rss_pages, *others, status = fields[11:]
+    return _EXIT % (
+        *(time_ns, pid, ppid, uid, gid, sid, ns_pid, cgroup, start_ns, _comm_json(comm)),
+        _of(_text_json, record[ExitEvent.HEAD_SIZE :]),
+        "true" if flags & _ARGS_CUT else "false",
+        _ending_json(status),
+        duration_ns,
+        "exec" if flags & lib.DURATION_SINCE_EXEC else "start",
+        *split_cpu_time(utime, stime, runtime),
+        rss_pages * PAGESIZE,
+        *others,
+        "true" if flags & lib.USAGE_PARTIAL else "false",
     )

@@ -155,7 +155,7 @@ class Tracer:
         cgroups: Iterable[str | os.PathLike[str]] = (),
         failed: bool = False,
         max_latency_ms: float = 10,
-        ring_size: int = 4 * 1024 * 1024,
+        ring_size: int = 2 * 1024 * 1024,
         max_processes: int = 32768,
         verbose: bool = False,
     ) -> None:

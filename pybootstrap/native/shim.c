@@ -58,6 +58,8 @@ struct shim {
 	unsigned long long received;
 	unsigned long long missed; /* as of the last shim_stats() that was allowed to know */
 	unsigned long long lost; /* as of the last read that emptied the ring */
+	long long delay_ns; /* what the timer was set to last; 0: to nothing that counts as quiet */
+	long long quiet_ns; /* at least this long ago something was read */
 	bool more; /* the last read filled its buffer, so the ring may hold more */
 
 	/* The read under way, for take_record(). */
@@ -352,6 +354,31 @@ static bool ring_is_empty(struct shim *s)
 	return poll(&p, 1, 0) == 0;
 }
 
+/*
+ * When to look again, so that nothing waits longer than the bound (see bpf/ring.bpf.h): soon after
+ * a quiet time, for an exit often follows its exec closely; then less and less often, up to the
+ * bound, which is all there is to it while events keep coming.
+ */
+static int look_later(struct shim *s)
+{
+	long long bound = s->settings.max_latency_ns;
+
+	s->delay_ns = s->delay_ns ? 2 * s->delay_ns : bound / 16 + 1;
+	if (s->delay_ns > bound)
+		s->delay_ns = bound;
+	return set_timer(s, s->delay_ns);
+}
+
+/* After a look that found nothing: sleep without limit, once a whole bound has passed like that. */
+static int look_later_or_sleep(struct shim *s)
+{
+	s->quiet_ns += s->delay_ns;
+	if (s->quiet_ns < (long long)s->settings.max_latency_ns || !ring_is_empty(s))
+		return look_later(s);
+	s->delay_ns = 0;
+	return set_timer(s, 0);
+}
+
 /* Takes what is there and sets the timer for the next look. */
 static int drain(struct shim *s, bool timer_fired)
 {
@@ -365,14 +392,18 @@ static int drain(struct shim *s, bool timer_fired)
 		return err;
 	if (!s->more)
 		s->lost = counter(&s->skeleton->bss->lost);
-	if (s->more)
+	if (s->used > 0)
+		s->quiet_ns = 0;
+	if (s->more) {
+		s->delay_ns = 0;
 		err = set_timer(s, 1); /* for those who wait on shim_fd() */
-	else if (s->used > 0)
-		err = set_timer(s, s->settings.max_latency_ns);
-	else if (timer_fired)
-		err = set_timer(s, ring_is_empty(s) ? 0 : s->settings.max_latency_ns);
-	else
+	} else if (s->used > 0) {
+		err = look_later(s);
+	} else if (timer_fired) {
+		err = look_later_or_sleep(s);
+	} else {
 		err = 0;
+	}
 	return err ? err : (int)s->used;
 }
 
