@@ -16,6 +16,7 @@ Shows every process of the machine that starts a program (EXEC) and every proces
 as it happens, with its exit status and how long it ran.
 """
 
+MIN_RING_SIZE, MAX_RING_SIZE = 4096, 2**30  # bytes
 EX_USAGE = 2  # what argparse uses
 MAX_DURATION_MS = 2**63 // 10**6  # what fits into the kernel's nanoseconds
 
@@ -37,6 +38,17 @@ def _whole_number(low: int, high: int, what: str) -> type[int]:
         )
 
     return parse  # type: ignore[return-value]
+
+
+def _ring_size(text: str) -> int:
+    """An argparse type: bytes, with K, M or G; a power of two."""
+    match = re.fullmatch("([0-9]{1,10})([KMG]?)", text, re.ASCII)
+    size = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]] if match else 0
+    if not (MIN_RING_SIZE <= size <= MAX_RING_SIZE) or size & (size - 1):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a power of two from 4K to 1G, such as 512K or 4M"
+        )
+    return size
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -86,6 +98,29 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         type=_whole_number(1, 2**63, ""),
         help="end after N events",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write to FILE, as the invoking user may"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="end with status 1 if any event was lost"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="say whether this machine can trace, and what to do if not, and end",
+    )
+    parser.add_argument(
+        "--run-as",
+        metavar="USER",
+        help="become this user once tracing has begun (default: who called sudo)",
+    )
+    parser.add_argument(
+        "--ring-size",
+        metavar="SIZE",
+        type=_ring_size,
+        help="size of the ring buffer, such as 512K, 4M or 1G: a power of two from 4K on, "
+        "and a multiple of the page size (default 2M)",
     )
     parser.add_argument(
         "--max-processes",

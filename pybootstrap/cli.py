@@ -14,6 +14,7 @@ from pybootstrap._parser import EX_USAGE, make_parser
 if TYPE_CHECKING:
     import argparse
 
+    from pybootstrap.errors import BootstrapError
     from pybootstrap.events import Event
     from pybootstrap.tracer import Stats, Tracer
 
@@ -42,30 +43,53 @@ def _run(options: argparse.Namespace) -> int:
     try:
         if options.version:
             _write(_version())
-        else:
-            _trace(options)
+            return 0
+        return _check() if options.check else _trace(options)
     except BrokenPipeError:  # whoever read our output has seen enough
         _forget_stdout()
     except _OutputError as error:
         _forget_stdout()
         return _fail(f"cannot write the output: {error}", EX_IOERR)
-    except errors.PrivilegeError as error:
-        return _fail(error, EX_NOPERM)
-    except errors.UnsupportedKernelError as error:
-        return _fail(error, EX_UNAVAILABLE)
-    except errors.SettingError as error:
-        return _fail(error, EX_USAGE)
     except errors.BootstrapError as error:
-        return _fail(error, EX_FAILURE)
+        return _fail(error, _status_of(error))
     return 0
 
 
-def _trace(options: argparse.Namespace) -> None:
+def _status_of(error: BootstrapError) -> int:
+    from pybootstrap import errors
+
+    statuses = {
+        errors.SettingError: EX_USAGE,
+        errors.PrivilegeError: EX_NOPERM,
+        errors.UnsupportedKernelError: EX_UNAVAILABLE,
+    }
+    return statuses.get(type(error), EX_FAILURE)
+
+
+def _trace(options: argparse.Namespace) -> int:
+    from pybootstrap.privileges import account, give_up, invoking_account
+
+    if sys.stdout is None and options.output is None:
+        raise _OutputError("standard output is closed")
+    become = account(options.run_as) if options.run_as else invoking_account(os.environ)
+    tracer = _make_tracer(options)
+    # Whatever is imported must be by now: whom we become may not be able to read it.
+    header, render = _make_renderer(options)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: tracer.stop())
+    with tracer:
+        give_up(become)
+        _open_output(options.output)
+        _write(header)
+        _print_events(tracer, render, options.count or sys.maxsize)
+    return _report_losses(tracer.stats, options.strict)
+
+
+def _make_tracer(options: argparse.Namespace) -> Tracer:
     from pybootstrap.tracer import Tracer
 
-    if sys.stdout is None:
-        raise _OutputError("standard output is closed")
-    tracer = Tracer(
+    given = {"ring_size": options.ring_size, "max_processes": options.max_processes}
+    return Tracer(
         min_duration_ms=options.duration or 0,
         args=options.args or options.json,
         pids=options.pid,
@@ -75,25 +99,23 @@ def _trace(options: argparse.Namespace) -> None:
         cgroups=options.cgroup,
         failed=options.failed,
         verbose=options.verbose,
-        **({"max_processes": options.max_processes} if options.max_processes else {}),
+        **{name: value for name, value in given.items() if value is not None},
     )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: tracer.stop())
-    with tracer:
-        _print_events(tracer, options)
-    _report_losses(tracer.stats)
 
 
-def _print_events(tracer: Tracer, options: argparse.Namespace) -> None:
-    from pybootstrap.events import LostEvent
+def _make_renderer(options: argparse.Namespace) -> tuple[str, Callable[[list[Event]], str]]:
+    """What to print first, and what makes lines of events."""
     from pybootstrap.render import TextRenderer, render_json
 
-    render: Callable[[list[Event]], str] = render_json
-    if not options.json:
-        text = TextRenderer(args=options.args, long=options.long)
-        render = text.render
-        _write(text.header)
-    left = options.count or sys.maxsize
+    if options.json:
+        return "", render_json
+    text = TextRenderer(args=options.args, long=options.long)
+    return text.header, text.render
+
+
+def _print_events(tracer: Tracer, render: Callable[[list[Event]], str], left: int) -> None:
+    from pybootstrap.events import LostEvent
+
     while left > 0:
         events = tracer.read()
         if not events:
@@ -107,14 +129,44 @@ def _print_events(tracer: Tracer, options: argparse.Namespace) -> None:
                 left -= 1
 
 
-def _report_losses(stats: Stats) -> None:
-    if stats.lost or stats.missed:
+def _report_losses(stats: Stats, strict: bool) -> int:
+    """Says what is missing in the output; returns the exit status."""
+    lost = stats.lost + stats.missed
+    if lost:
         _say(
-            f"of {stats.produced} events {stats.lost} were lost because the ring buffer was full; "
-            f"the kernel skipped {stats.missed} more"
+            f"{lost} of {stats.produced + stats.missed} events were lost: {stats.lost} found the "
+            f"ring buffer full (see --ring-size), {stats.missed} were skipped by the kernel"
         )
     if stats.untracked:
-        _say(f"{stats.untracked} processes could not be remembered: their exits count from start")
+        _say(
+            f"{stats.untracked} programs could not be remembered (see --max-processes): "
+            "their exits count from the start of the process"
+        )
+    return EX_FAILURE if strict and lost else 0
+
+
+def _check() -> int:
+    """Prints what is and what is not as it must be; 0 when this machine can trace."""
+    from pybootstrap._native import lib
+    from pybootstrap.check import surroundings
+    from pybootstrap.errors import BootstrapError
+    from pybootstrap.tracer import Tracer
+
+    status = 0
+    for check in surroundings():
+        _write(f"{'ok' if check.ok else 'NOT OK':<7} {check.name}: {check.detail}\n")
+        if not check.ok:
+            status = status or (EX_NOPERM if check.lacks == "privilege" else EX_UNAVAILABLE)
+    if status == 0:
+        try:
+            Tracer().start().close()
+        except BootstrapError as error:
+            _write(f"NOT OK  tracing: {error}\n")
+            return _status_of(error)
+        dead = lib.shim_kernel_has_struct(b"trace_event_raw_sched_process_exit")
+        form = "says which thread is the last" if dead else "does not say which thread is the last"
+        _write(f"ok      tracing: ring buffer and programs work; the exit tracepoint {form}\n")
+    return status
 
 
 def _version() -> str:
@@ -125,6 +177,18 @@ def _version() -> str:
 
 
 # ---- Output ----
+
+
+def _open_output(path: str | None) -> None:
+    """Makes a file the standard output; by now with the invoking user's rights only."""
+    if path is None:
+        return
+    try:
+        sys.stdout = open(  # noqa: SIM115 - it stays open to the end
+            path, "w", encoding="utf-8", errors="backslashreplace"
+        )
+    except OSError as error:
+        raise _OutputError(f"{path}: {error.strerror}") from None
 
 
 def _write(text: str) -> None:

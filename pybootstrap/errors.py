@@ -10,11 +10,6 @@ from __future__ import annotations
 import os
 from errno import EACCES, ENOMEM, EPERM
 
-_BTF = "/sys/kernel/btf/vmlinux"
-_OLDEST_KERNEL = (5, 10)
-_CAP_PERFMON, _CAP_BPF = 38, 39  # linux/capability.h
-_NEEDED_CAPABILITIES = 1 << _CAP_BPF | 1 << _CAP_PERFMON
-
 
 class BootstrapError(Exception):
     """The base of all errors of this package."""
@@ -51,21 +46,6 @@ class RecordError(BootstrapError, RuntimeError):
     """Bytes that are no record of this version: a fault in this package, please report it."""
 
 
-def _effective_capabilities() -> int:
-    """The capability bits of this process: CapEff of proc_pid_status(5)."""
-    with open("/proc/self/status", "rb") as status:
-        for line in status:
-            if line.startswith(b"CapEff:"):
-                return int(line.split()[1], 16)
-    return 0
-
-
-def _kernel_version() -> tuple[int, ...]:
-    """Major and minor version of the running kernel: `release` of uname(2)."""
-    major, minor = os.uname().release.split(".")[:2]
-    return int(major), int("".join(c for c in minor if c.isdigit()))
-
-
 def _last_line(log: str) -> str:
     """What a log ends with: the verifier's verdict stands before its closing statistics."""
     noise = ("processed ", "verification time", "stack depth", "--", "libbpf:", "mark_precise")
@@ -75,22 +55,19 @@ def _last_line(log: str) -> str:
 
 
 def start_error(code: int, step: str, log: str) -> BootstrapError:
-    """The error for `-code` (errno) returned by a step of starting ("open", "load", "attach").
+    """The error for `-code` (errno) returned by a step of starting ("open", "load", "attach")."""
+    from pybootstrap.check import surroundings  # only when something is wrong
 
-    The errno alone is ambiguous (EPERM and EINVAL have many causes), so the surroundings are asked.
-    """
-    rejected = "BEGIN PROG LOAD LOG" in log
     error: BootstrapError
-    if _kernel_version() < _OLDEST_KERNEL:
-        error = UnsupportedKernelError(
-            f"kernel {os.uname().release} is too old: tracing needs Linux 5.10 or newer"
-        )
-    elif code in (EPERM, EACCES) and not rejected:
-        error = PrivilegeError(_why_not_permitted())
-    elif not os.path.exists(_BTF):
-        error = UnsupportedKernelError(
-            f"this kernel has no type information ({_BTF}): "
-            "boot one that is built with CONFIG_DEBUG_INFO_BTF=y, as distributions' kernels are"
+    failed = next((check for check in surroundings() if not check.ok), None)
+    if failed is not None and failed.lacks == "kernel":
+        error = UnsupportedKernelError(failed.detail)
+    elif failed is not None:
+        error = PrivilegeError(failed.detail)
+    elif code in (EPERM, EACCES) and "BEGIN PROG LOAD LOG" not in log:
+        error = PrivilegeError(
+            "the kernel refuses BPF although this process has CAP_BPF and CAP_PERFMON: "
+            "look at the seccomp and security policy of its container or service"
         )
     elif code == ENOMEM:
         error = LoadError("not enough memory for the BPF maps: try a smaller ring or max_processes")
@@ -105,16 +82,3 @@ def start_error(code: int, step: str, log: str) -> BootstrapError:
     if isinstance(error, OSError):
         error.errno = code
     return error
-
-
-def _why_not_permitted() -> str:
-    missing = _NEEDED_CAPABILITIES & ~_effective_capabilities()
-    if missing:
-        return (
-            "tracing needs the capabilities CAP_BPF and CAP_PERFMON: "
-            "run it as root, for example with sudo"
-        )
-    return (
-        "the kernel refuses BPF even though this process has CAP_BPF and CAP_PERFMON: "
-        "look at kernel lockdown, or the seccomp and security policy of its container"
-    )

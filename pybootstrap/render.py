@@ -202,7 +202,12 @@ def _usage_columns(usage: Usage) -> str:
 
 # ---- JSON ----
 
-_PROCESS: tuple[str, ...] = ("record.flags", "record.time_ns", "process.start_boottime_ns", "process.cgroup_id")
+_PROCESS: tuple[str, ...] = (
+    "record.flags",
+    "record.time_ns",
+    "process.start_boottime_ns",
+    "process.cgroup_id",
+)
 _PROCESS += tuple(f"process.{name}" for name in ("pid", "ppid", "uid", "gid", "sid", "ns_pid"))
 _PROCESS += ("process.comm",)
 _exec_object = layout("exec_record", *_PROCESS).unpack_from

@@ -222,12 +222,12 @@ class Tracer:
             for descriptor in descriptors:
                 os.close(descriptor)
         self._buffer = ffi.new("char[]", _BATCH_SIZE)
-        self._pid = os.getpid()
         if self._stopping:  # by a signal handler, meanwhile
             self.stop()
         return self
 
     def _load(self) -> None:
+        self._pid = os.getpid()
         handle = ffi.new("struct shim **")
         code = lib.shim_open(handle, self._settings)
         self._shim = handle[0]
@@ -252,7 +252,8 @@ class Tracer:
         """
         self._stopping = True
         with self._handle_lock:
-            if self._shim:
+            # A forked child must not wake its parent, which has the same descriptors.
+            if self._shim and self._pid == os.getpid():
                 lib.shim_wake(self._shim)
 
     def close(self) -> None:

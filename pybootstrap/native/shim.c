@@ -8,6 +8,7 @@
  *     records, so that whoever waits on shim_fd() keeps the promise without knowing of it;
  *   - an eventfd: shim_wake().
  */
+#define _GNU_SOURCE /* setresuid() */
 #include <errno.h>
 #include <poll.h>
 #include <stdarg.h>
@@ -18,6 +19,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/utsname.h>
@@ -25,7 +27,9 @@
 #include <unistd.h>
 
 #include <bpf/bpf.h>
+#include <bpf/btf.h>
 #include <bpf/libbpf.h>
+#include <linux/capability.h>
 #include <linux/membarrier.h>
 
 #include "bootstrap.h"
@@ -202,6 +206,15 @@ const char *shim_log(struct shim *s)
 	return s->log ? s->log : "";
 }
 
+int shim_kernel_has_struct(const char *name)
+{
+	struct btf *btf = btf__load_vmlinux_btf();
+	bool has = btf && btf__find_by_name_kind(btf, name, BTF_KIND_STRUCT) > 0;
+
+	btf__free(btf);
+	return has;
+}
+
 const char *shim_libbpf_version(void)
 {
 	return libbpf_version_string();
@@ -306,6 +319,25 @@ void shim_close(struct shim *s)
 		fclose(s->log_stream);
 	free(s->log);
 	free(s);
+}
+
+/* ---- Privileges ---- */
+
+int shim_give_up_privileges(unsigned int uid, unsigned int gid)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {};
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
+	    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+		return -errno;
+	/* Without CAP_SETPCAP (not root) the bounding set stays; no_new_privs makes it idle. */
+	for (int cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
+		if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) && errno != EPERM)
+			return -errno;
+	if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid))
+		return -errno;
+	return syscall(SYS_capset, &header, none) ? -errno : 0;
 }
 
 /* ---- Read ---- */

@@ -72,6 +72,15 @@ const char *shim_log(struct shim *shim);
 /* Detaches and frees everything. shim may be NULL. */
 void shim_close(struct shim *shim);
 
+/*
+ * Gives up privileges, for good: all capabilities, from every set, the means to get any by executing
+ * a program, and user and group (UINT_MAX: keep it). What was attached and opened goes on.
+ */
+int shim_give_up_privileges(unsigned int uid, unsigned int gid);
+
+/* 1 when a struct of this name is among the kernel's types, else 0. */
+int shim_kernel_has_struct(const char *name);
+
 /* The version of the libbpf in use, such as "v1.7". */
 const char *shim_libbpf_version(void);
 

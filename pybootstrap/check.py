@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""Whether this machine can trace, and if not, why not and what to do: for `bootstrap --check`, and
+for the error when starting fails.
+
+An errno of the kernel does not tell its cause (EPERM and EINVAL have many), so the surroundings are
+asked. Nothing is loaded here.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+BTF = "/sys/kernel/btf/vmlinux"
+_OLDEST_KERNEL = (5, 10)
+_NO_MEMLOCK_FROM = (5, 11)  # since then BPF memory is accounted to the cgroup
+
+# linux/capability.h
+_CAPABILITIES = {"CAP_BPF": 39, "CAP_PERFMON": 38}
+_CAP_SYS_ADMIN = 21  # stands for both
+_CAP_SYS_RESOURCE = 24
+
+
+class Check(NamedTuple):
+    """One thing that must be so.
+
+    `lacks` says what kind of thing is missing when it is not: "kernel" or "privilege".
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    """What was found; when not ok, one sentence with what to do."""
+    lacks: str
+
+
+def surroundings() -> list[Check]:
+    """All checks, in the order in which a failing one explains best why starting fails."""
+    return [_kernel(), _btf(), _capabilities(), _lockdown(), _unprivileged(), _memlock()]
+
+
+def kernel_version() -> tuple[int, ...]:
+    """Major and minor version of the running kernel: `release` of uname(2)."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(c for c in minor if c.isdigit()))
+
+
+def _kernel() -> Check:
+    release = os.uname().release
+    if kernel_version() >= _OLDEST_KERNEL:
+        return Check("kernel", True, f"Linux {release}", "kernel")
+    return Check(
+        "kernel", False, f"kernel {release} is too old: tracing needs Linux 5.10 or newer", "kernel"
+    )
+
+
+def _btf() -> Check:
+    if os.path.exists(BTF):
+        return Check("BTF", True, BTF, "kernel")
+    return Check(
+        "BTF",
+        False,
+        f"this kernel has no type information ({BTF}): boot one that is built with "
+        "CONFIG_DEBUG_INFO_BTF=y, as the kernels of distributions are",
+        "kernel",
+    )
+
+
+def _effective_capabilities() -> int:
+    """The capability bits of this process: CapEff of proc_pid_status(5)."""
+    with open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"CapEff:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
+def _capabilities() -> Check:
+    held = _effective_capabilities()
+    missing = [name for name, bit in _CAPABILITIES.items() if not held >> bit & 1]
+    if not missing or held >> _CAP_SYS_ADMIN & 1:
+        return Check("capabilities", True, " and ".join(_CAPABILITIES), "privilege")
+    return Check(
+        "capabilities",
+        False,
+        f"tracing needs the capabilities {' and '.join(missing)}: run it as root, for example with "
+        "sudo",
+        "privilege",
+    )
+
+
+def _read(path: str) -> str | None:
+    """The text of a small file; None when it is not there or may not be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read().decode("utf-8", "replace").strip()
+    except OSError:
+        return None
+
+
+def _lockdown() -> Check:
+    """In the mode "confidentiality" no BPF program may read kernel memory: kernel_lockdown(7)."""
+    modes = _read("/sys/kernel/security/lockdown")
+    if modes is None:
+        return Check("lockdown", True, "not known here (securityfs is not mounted)", "privilege")
+    if "[confidentiality]" not in modes:
+        return Check("lockdown", True, modes, "privilege")
+    return Check(
+        "lockdown",
+        False,
+        "the kernel is locked down for confidentiality: boot it with lockdown=integrity",
+        "privilege",
+    )
+
+
+def _unprivileged() -> Check:
+    """For information: what is asked of those without capabilities does not concern others."""
+    value = _read("/proc/sys/kernel/unprivileged_bpf_disabled")
+    return Check("unprivileged_bpf_disabled", True, value or "not there", "privilege")
+
+
+def _memlock() -> Check:
+    """Until Linux 5.11 BPF memory counts as locked; libbpf raises the limit when it may."""
+    if kernel_version() >= _NO_MEMLOCK_FROM:
+        return Check("memlock", True, "no limit on BPF memory in this kernel", "privilege")
+    import resource  # needed on such a kernel only
+
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    enough = limit == resource.RLIM_INFINITY or limit >= 64 * 1024 * 1024
+    if enough or _effective_capabilities() >> _CAP_SYS_RESOURCE & 1:
+        return Check("memlock", True, "can be raised as needed", "privilege")
+    return Check(
+        "memlock",
+        False,
+        f"only {limit // 1024} KiB of memory may be locked: run it as root, or raise that with "
+        "`ulimit -l unlimited`",
+        "privilege",
+    )

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""Giving up root, tracing without it, and whose rights an output file is opened with."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pybootstrap import SettingError
+from pybootstrap.privileges import Account, account, invoking_account
+from tests.kernel.conftest import DEADLINE_S, Command, run
+
+NOBODY = pwd.getpwnam("nobody")
+SUDO = {"SUDO_UID": str(NOBODY.pw_uid), "SUDO_GID": str(NOBODY.pw_gid)}
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+@pytest.mark.parametrize(
+    ("environ", "arguments", "uid"),
+    [
+        (SUDO, [], NOBODY.pw_uid),
+        ({}, ["--run-as", "nobody"], NOBODY.pw_uid),
+        ({"SUDO_UID": "0", "SUDO_GID": "0"}, [], 0),
+        ({}, [], 0),
+    ],
+)
+def test_privileges_are_given_up_and_tracing_goes_on(
+    bootstrap: Callable[..., Command], environ: dict[str, str], arguments: list[str], uid: int
+) -> None:
+    command = bootstrap(*arguments, env={**os.environ, **environ})
+    command.wait_for_header()
+    status = status_of(command.process.pid)
+    pid, _ = run("/bin/true")
+    ended, out, err = command.end(signal.SIGTERM)
+    assert status["Uid"].split() == [str(uid)] * 4
+    assert [status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")] == ["0" * 16] * 5
+    assert status["NoNewPrivs"] == "1"
+    if uid:
+        assert status["Gid"].split() == [str(NOBODY.pw_gid)] * 4
+        assert set(status["Groups"].split()) <= {str(NOBODY.pw_gid)}
+    assert (ended, err) == (0, "")
+    assert len(re.findall(rf"^\S+ E\w+ +true +{pid} ", out, re.MULTILINE)) == 2
+
+
+def test_an_output_file_is_the_invoking_users(
+    bootstrap: Callable[..., Command], tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o755)
+    forbidden, allowed = tmp_path / "root", tmp_path / "nobody"
+    forbidden.mkdir(mode=0o700)
+    allowed.mkdir()
+    shutil.chown(allowed, "nobody")
+    for parent in tmp_path.parents:
+        if parent.stat().st_mode & 0o1 == 0:
+            parent.chmod(parent.stat().st_mode | 0o1)  # pytest's own directories are private
+    environ = {**os.environ, **SUDO}
+    status, _, err = bootstrap("-n", "1", "-o", str(forbidden / "x"), env=environ).end()
+    assert (status, err.count("\n")) == (74, 1)
+    assert "Permission denied" in err
+    command = bootstrap("-n", "2", "-o", str(allowed / "x"), env=environ)
+    end = time.monotonic() + DEADLINE_S
+    while command.process.poll() is None:
+        assert time.monotonic() < end
+        run("/bin/true")
+    assert (allowed / "x").stat().st_uid == NOBODY.pw_uid
+    assert len((allowed / "x").read_text().splitlines()) == 3
+
+
+def test_a_plain_user_with_two_capabilities_can_trace(tmp_path: Path) -> None:
+    """CAP_BPF and CAP_PERFMON are enough: root, with everything else taken away."""
+    prefix = ["setpriv", "--bounding-set=-all,+bpf,+perfmon"]
+    command = [*prefix, sys.executable, "-m", "pybootstrap", "-n", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + DEADLINE_S
+    while process.poll() is None:
+        assert time.monotonic() < end
+        run("/bin/true")
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert len(out.splitlines()) == 3
+
+
+def test_check(bootstrap: Callable[..., Command]) -> None:
+    status, out, err = bootstrap("--check").end()
+    assert (status, err) == (0, "")
+    names = [re.match(r"ok {6}([\w ]+): ", line) for line in out.splitlines()]
+    assert all(names)
+    found = {match[1] for match in names if match}
+    assert {"kernel", "BTF", "capabilities", "lockdown", "memlock", "tracing"} <= found
+
+
+def test_check_without_privilege() -> None:
+    ended = subprocess.run(
+        ["setpriv", "--bounding-set=-all", sys.executable, "-m", "pybootstrap", "--check"],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (ended.returncode, ended.stderr) == (77, "")
+    assert "NOT OK  capabilities: tracing needs the capabilities CAP_BPF and" in ended.stdout
+
+
+def test_strict(bootstrap: Callable[..., Command]) -> None:
+    """Nobody reads standard output until far more has happened than fits into the ring."""
+    reading, writing = os.pipe()
+    command = bootstrap("-j", "--strict", "--ring-size", "4K", stdout=writing)
+    os.close(writing)
+    time.sleep(1)
+    for _ in range(2000):
+        run("/bin/true", "x" * 500)
+    command.process.send_signal(signal.SIGTERM)
+    with open(reading, "rb") as pipe:
+        lines = pipe.read().splitlines()
+    status, _, err = command.end()
+    assert status == 1
+    assert any(b'"event":"lost"' in line for line in lines)
+    assert "events were lost" in err.splitlines()[-1]
+
+
+def test_accounts() -> None:
+    expected = Account(NOBODY.pw_uid, NOBODY.pw_gid, [NOBODY.pw_gid])
+    assert account("nobody") == account(str(NOBODY.pw_uid)) == expected
+    assert invoking_account(SUDO) == expected
+    assert invoking_account({}) is None
+    assert invoking_account({"SUDO_UID": "0", "SUDO_GID": "0"}) is None
+    without_entry = {"SUDO_UID": "3999999", "SUDO_GID": "7"}
+    assert invoking_account(without_entry) == Account(3999999, 7, [7])
+    for bad in ({"SUDO_UID": "x", "SUDO_GID": "0"}, {"SUDO_UID": "5"}):
+        with pytest.raises(SettingError, match="SUDO_UID"):
+            invoking_account(bad)
+    with pytest.raises(SettingError, match="no-such-user"):
+        account("no-such-user")
