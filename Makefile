@@ -37,8 +37,21 @@ C_FILES = $(wildcard bpf/*.[ch] pybootstrap/native/*.[ch] vmlinux/*.h bench/*.[c
 # Programs beside the package; each directory is checked by itself.
 SCRIPTS = $(wildcard bench tests/exactness tests/kernels)
 
+# The end of a recipe whose shell has put the names of missing packages into $$missing.
+define INSTALL_MISSING
+test -n "$$missing" || exit 0; \
+	echo "  APT    $$missing"; \
+	command -v apt-get >/dev/null || { \
+		echo "make: no apt-get here: install what corresponds to$$missing, and try again" >&2; exit 1; }; \
+	test -z "$(SUDO)" || command -v sudo >/dev/null || { \
+		echo "make: installing$$missing needs root: run 'make deps' as root once" >&2; exit 1; }; \
+	install() { $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >build/apt.log 2>&1; }; \
+	mkdir -p build; \
+	install || { $(SUDO) apt-get update -qq >build/apt.log 2>&1 && install; } || { cat build/apt.log >&2; exit 1; }
+endef
+
 .DELETE_ON_ERROR:
-.PHONY: all deps run test lint format bench wheel vmlinux clean help
+.PHONY: all deps run test test-kernels kernel-deps lint format bench wheel vmlinux clean help
 
 all: $(READY) build/bootstrap.1 ## Build into .venv (the default)
 	$(Q)$(PY) setup.py $(QUIET) build_ext --inplace
@@ -74,21 +87,31 @@ deps: ## Install the system packages that are missing (Debian, Ubuntu)
 	test -e libbpf/src/Makefile || need libbpf-dev pkg-config 'libbpf >= 1.0'; \
 	need python3-venv $(PYTHON) -c 'import ensurepip, venv'; \
 	need python3-dev $(PYTHON) -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")'; \
-	test -n "$$missing" || exit 0; \
-	echo "  APT    $$missing"; \
-	command -v apt-get >/dev/null || { \
-		echo "make: no apt-get here: install what corresponds to$$missing, and try again" >&2; exit 1; }; \
-	test -z "$(SUDO)" || command -v sudo >/dev/null || { \
-		echo "make: installing$$missing needs root: run 'make deps' as root once" >&2; exit 1; }; \
-	install() { $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >build/apt.log 2>&1; }; \
-	mkdir -p build; \
-	install || { $(SUDO) apt-get update -qq >build/apt.log 2>&1 && install; } || { cat build/apt.log >&2; exit 1; }
+	$(INSTALL_MISSING)
 
 run: all ## Build and run the command, as root: make run ARGS='-d 10'
 	@$(AS_ROOT) $(VENV)/bin/bootstrap $(ARGS)
 
 test: all ## Run all tests, as root: make test ARGS='-k exec'
 	@$(AS_ROOT) env PYBOOTSTRAP_REQUIRE_KERNEL=1 $(PY) -m pytest -p no:cacheprovider $(ARGS)
+
+# What the wheel is made from, as far as what it does on a kernel goes.
+WHEEL_INPUTS = $(wildcard bpf/*.[ch] vmlinux/*.h pybootstrap/*.py pybootstrap/native/*) setup.py pyproject.toml
+
+build/kernels/wheel: $(WHEEL_INPUTS) | all
+	$(Q)$(MAKE) wheel
+	$(Q)mkdir -p $(@D) && touch $@
+
+kernel-deps: | deps
+	@missing=; \
+	need() { name=$$1; shift; "$$@" >/dev/null 2>&1 || missing="$$missing $$name"; }; \
+	need qemu-system-x86 qemu-system-x86_64 --version; \
+	need busybox-static busybox true; \
+	$(INSTALL_MISSING)
+
+test-kernels: build/kernels/wheel kernel-deps ## Run the checks of tests/kernels on Debian's kernels, old and new
+	$(Q)ls dist/*.whl >/dev/null 2>&1 || $(MAKE) wheel
+	$(Q)$(PY) tests/kernels/run.py --wheel dist/*.whl --cache build/kernels $(ARGS)
 
 lint: all ## Check style and types
 	$(Q)$(PY) -m ruff check $(QUIET)

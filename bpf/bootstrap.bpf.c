@@ -130,6 +130,38 @@ static __always_inline bool is_wanted(const struct process *p)
 	return !filters.cgroups || any_cgroup();
 }
 
+/* ---- Claims ---- */
+
+/*
+ * Several programs, or the same one for several threads, may come upon the same event: the first to
+ * put it into this map speaks.
+ *
+ * From Linux 7.0 on a task can be preempted in the middle of a program, and until it goes on, the
+ * kernel leaves that program out for all other tasks on that CPU. So there each program is attached
+ * twice (runs_twice): when one is left out, the other is not, unless it was caught just so as well.
+ */
+const volatile bool runs_twice = false;
+
+struct claim {
+	u64 start_boottime_ns;
+	u32 pid;
+	u32 exec_id; /* which exec; 0: the exit */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384); /* an entry matters until all who may claim came by */
+	__type(key, struct claim);
+	__type(value, u32);
+} claims SEC(".maps");
+
+static __noinline bool is_first(struct claim *claim)
+{
+	u32 one = 1;
+
+	return !bpf_map_update_elem(&claims, claim, &one, BPF_NOEXIST);
+}
+
 /* ---- Exec ---- */
 
 /* Where an exec's file name and arguments are, and how much of them there is to copy. */
@@ -312,13 +344,13 @@ static __always_inline void send_exec(struct exec_record *e, struct process *p, 
 	submit(&e->record, sizeof(*e), e->text, RECORD_EXEC, src->flags, now);
 }
 
-SEC("tp_btf/sched_process_exec")
-int handle_exec(u64 *ctx)
+static __always_inline void on_exec(u64 *ctx)
 {
 	struct task_struct *task = (void *)ctx[0];
 	struct linux_binprm *bprm = (void *)ctx[2];
 	u64 now = bpf_ktime_get_boot_ns();
 	const bool send = !min_duration_ns && !filters.failed;
+	struct claim claim = {.exec_id = task->self_exec_id};
 	struct text_source src;
 	struct process p;
 	u32 filename_size, args_size;
@@ -330,10 +362,14 @@ int handle_exec(u64 *ctx)
 		p.pid = task->tgid;
 		p.start_boottime_ns = task->start_boottime;
 	}
+	claim.start_boottime_ns = p.start_boottime_ns;
+	claim.pid = p.pid;
+	if (runs_twice && !is_first(&claim))
+		return;
 	find_text(&src, task->mm, bprm);
 	remember(p.pid, p.start_boottime_ns, now, &src);
 	if (!send || !is_wanted(&p))
-		return 0;
+		return;
 
 	/* The size of a reservation must be a constant: one of a few, so that a small event is small. */
 	filename_size = src.size.filename_size;
@@ -348,78 +384,56 @@ int handle_exec(u64 *ctx)
 	else
 		send_exec(ring_reserve(sizeof(struct exec_record) + TEXT_SIZE), &p, now, &src,
 			  FILENAME_SIZE, ARGS_SIZE);
+}
+
+SEC("tp_btf/sched_process_exec")
+int handle_exec(u64 *ctx)
+{
+	on_exec(ctx);
 	return 0;
 }
 
 /* ---- Exit ---- */
 
 /*
+ * Moves on whenever a thread is taken off the list of threads. It comes first in seqlock_t, however
+ * deep it is nested: that differs from kernel to kernel.
+ */
+static __always_inline u32 stats_sequence(struct signal_struct *signal)
+{
+	u32 *sequence = (u32 *)&signal->stats_lock;
+
+	barrier_var(sequence); /* else libbpf takes this for a load of the whole seqlock_t */
+	return *sequence;
+}
+
+/*
  * One process, one exit. From Linux 6.16 on the tracepoint tells which thread was the last to end
  * (group_dead). Before, all that is known is that no thread is alive any more, and several threads
- * that end at once can find that: the first to put its process into exit_claims speaks.
- *
- * Before Linux 5.16 (old) there is more to it. When the threads end one by one, without exit_group(2),
- * the status is that of the first thread (the leader), and is only sure to be set once the leader
- * has come by here. So two must have come: the leader, and the first to find nobody alive. The
- * second of the two to come speaks; exit_meetings holds the one who came first.
+ * that end at once can find that: the first of them speaks. Others may come by after it, even when
+ * they are the only ones left on the list of threads by then.
  */
-struct process_key {
-	u64 start_boottime_ns;
-	u32 pid;
-	u32 unused; /* always 0 */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024); /* an entry matters for microseconds */
-	__type(key, struct process_key);
-	__type(value, u32);
-} exit_claims SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 16384);
-	__type(key, struct process_key);
-	__type(value, u32);
-} exit_meetings SEC(".maps");
-
-static __noinline bool came_second(struct process_key *key)
-{
-	u32 one = 1;
-
-	if (!bpf_map_update_elem(&exit_meetings, key, &one, BPF_NOEXIST))
-		return false;
-	bpf_map_delete_elem(&exit_meetings, key);
-	return true; /* also when the map is full: better a doubtful status than none */
-}
-
-static __noinline bool claim(struct process_key *key)
-{
-	u32 one = 1;
-
-	return !bpf_map_update_elem(&exit_claims, key, &one, BPF_NOEXIST);
-}
-
 static __always_inline bool is_last_thread(u64 *ctx, struct task_struct *leader,
-					   struct signal_struct *signal, bool old)
+					   struct signal_struct *signal)
 {
-	bool nobody_alive, one_by_one;
-	struct process_key key = {
-		.start_boottime_ns = leader->start_boottime,
-		.pid = leader->tgid,
-	};
+	struct claim claim = {.start_boottime_ns = leader->start_boottime, .pid = leader->tgid};
 
 	if (bpf_core_field_exists(((struct trace_event_raw_sched_process_exit *)0)->group_dead))
-		return *(volatile u64 *)&ctx[1]; /* an older verifier must not see this load */
+		/* An older verifier must not see this load. */
+		return *(volatile u64 *)&ctx[1] && (!runs_twice || is_first(&claim));
 
-	nobody_alive = signal->live.counter == 0;
-	if (signal->nr_threads == 1)
-		return nobody_alive;
-	one_by_one = old && !(signal->flags & SIGNAL_GROUP_EXIT);
-	if (one_by_one && (void *)ctx[0] == (void *)leader && came_second(&key))
+	if (signal->live.counter)
+		return false;
+	/*
+	 * Without exit_group(2) the status is the leader's (before Linux 5.19). That is set once it
+	 * has no memory any more, and then it still has to come by here.
+	 */
+	if (!(signal->flags & SIGNAL_GROUP_EXIT) && leader->mm)
+		return false;
+	/* Its only thread ever: each that left the list of threads moved the sequence on. */
+	if (signal->nr_threads == 1 && !stats_sequence(signal))
 		return true;
-	return nobody_alive && claim(&key) && (!one_by_one || came_second(&key));
+	return is_first(&claim);
 }
 
 /* What wait4(2) will say, as the kernel finds it in wait_task_zombie(). */
@@ -456,15 +470,6 @@ static __always_inline void use_of_gone_threads(struct usage *u, struct signal_s
 	u->write_bytes = signal->oublock << 9;
 	u->voluntary_switches = signal->nvcsw;
 	u->involuntary_switches = signal->nivcsw;
-}
-
-/* It comes first in seqlock_t, however deep it is nested: that differs from kernel to kernel. */
-static __always_inline u32 stats_sequence(struct signal_struct *signal)
-{
-	u32 *sequence = (u32 *)&signal->stats_lock;
-
-	barrier_var(sequence); /* else libbpf takes this for a load of the whole seqlock_t */
-	return *sequence;
 }
 
 /*
@@ -634,7 +639,7 @@ static __always_inline int on_exit(u64 *ctx, bool old)
 	struct signal_struct *signal = task->signal;
 	u32 pid = task->tgid;
 
-	if (!is_last_thread(ctx, leader, signal, old))
+	if (!is_last_thread(ctx, leader, signal))
 		return 0;
 	report_exit(leader, signal, bpf_ktime_get_boot_ns(), old);
 	bpf_map_delete_elem(&exec_start, &pid);
@@ -647,6 +652,20 @@ static __always_inline int on_exit(u64 *ctx, bool old)
 
 SEC("tp_btf/sched_process_exit")
 int handle_exit(u64 *ctx)
+{
+	return on_exit(ctx, false);
+}
+
+/* These two are the same again: see runs_twice. */
+SEC("tp_btf/sched_process_exec")
+int exec_again(u64 *ctx)
+{
+	on_exec(ctx);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int exit_again(u64 *ctx)
 {
 	return on_exit(ctx, false);
 }

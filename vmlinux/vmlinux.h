@@ -154,6 +154,7 @@ struct task_struct {
 	unsigned long nvcsw;
 	unsigned long nivcsw;
 	__u64 start_boottime;
+	__u64 self_exec_id;
 	unsigned long min_flt;
 	unsigned long maj_flt;
 	const struct cred *real_cred;

@@ -82,22 +82,31 @@ static int take_record(void *ctx, void *data, size_t size);
 
 /* ---- What is about this tool, and not about any: its settings and its counters ---- */
 
-/* By version: a kernel that got bpf_loop() earlier runs the other program just as well. */
-static bool has_bpf_loop(void)
+static bool kernel_is_at_least(unsigned int want_major, unsigned int want_minor)
 {
 	unsigned int major = 0, minor = 0;
 	struct utsname name;
 
 	if (uname(&name) || sscanf(name.release, "%u.%u", &major, &minor) != 2)
 		return false;
-	return major > 5 || (major == 5 && minor >= 17);
+	return major > want_major || (major == want_major && minor >= want_minor);
+}
+
+/* By version: a kernel that got bpf_loop() earlier runs the other program just as well. */
+static bool has_bpf_loop(void)
+{
+	return kernel_is_at_least(5, 17);
 }
 
 static int apply_settings(struct shim *s)
 {
 	const struct shim_settings *o = &s->settings;
 	struct bootstrap_bpf *skeleton = s->skeleton;
+	const bool twice = kernel_is_at_least(7, 0);
 	unsigned int texts = o->capture_args ? o->max_processes : 1;
+	/* Linux 5.10 has no map larger than 4 GiB, even of entries that are not there yet. */
+	unsigned int short_texts = texts < 1 << 22 ? texts : 1 << 22;
+	unsigned int long_texts = texts < 1 << 18 ? texts : 1 << 18;
 	int err;
 
 	skeleton->rodata->min_duration_ns = o->min_duration_ns;
@@ -105,12 +114,15 @@ static int apply_settings(struct shim *s)
 	skeleton->rodata->wakeup_bytes = o->ring_size / 4;
 	skeleton->rodata->capture_args = o->capture_args;
 	skeleton->rodata->filters = o->filters;
+	skeleton->rodata->runs_twice = twice;
 	err = bpf_map__set_max_entries(skeleton->maps.rb, o->ring_size);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_start, o->max_processes);
-	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text, texts);
-	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_long, texts);
+	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text, short_texts);
+	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_long, long_texts);
 	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exit, has_bpf_loop());
 	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exit_old, !has_bpf_loop());
+	err = err ?: bpf_program__set_autoload(skeleton->progs.exec_again, twice);
+	err = err ?: bpf_program__set_autoload(skeleton->progs.exit_again, twice);
 	return err;
 }
 
@@ -131,20 +143,29 @@ static unsigned long long counter(const volatile unsigned long long *c)
 }
 
 /* How often the kernel left out a program, for it was running on that CPU already. */
-static unsigned long long missed(int program_fd)
+static unsigned long long left_out(const struct bpf_program *program)
 {
 	struct bpf_prog_info info = {};
 	__u32 size = sizeof(info);
+	int fd = bpf_program__fd(program);
 
-	if (program_fd < 0 || bpf_obj_get_info_by_fd(program_fd, &info, &size))
+	if (fd < 0 || bpf_obj_get_info_by_fd(fd, &info, &size))
 		return 0;
 	return info.recursion_misses;
+}
+
+/* At most this many events were missed: those for which each of the two was left out. */
+static unsigned long long missed(const struct bpf_program *one, const struct bpf_program *again)
+{
+	unsigned long long first = left_out(one), second = left_out(again);
+
+	return bpf_program__fd(again) < 0 || first < second ? first : second;
 }
 
 int shim_stats(struct shim *s, struct shim_stats *stats)
 {
 	const struct bootstrap_bpf__bss *bss = s->skeleton->bss;
-	struct bpf_program *program;
+	const __typeof__(s->skeleton->progs) *progs = &s->skeleton->progs;
 
 	memset(stats, 0, sizeof(*stats));
 	stats->received = s->received;
@@ -154,8 +175,9 @@ int shim_stats(struct shim *s, struct shim_stats *stats)
 	stats->lost = counter(&bss->lost);
 	stats->untracked = counter(&bss->untracked);
 	stats->truncated = counter(&bss->truncated);
-	bpf_object__for_each_program(program, s->skeleton->obj)
-		stats->missed += missed(bpf_program__fd(program));
+	stats->missed = missed(progs->handle_exec, progs->exec_again) +
+			missed(has_bpf_loop() ? progs->handle_exit : progs->handle_exit_old,
+			       progs->exit_again);
 	/* Who has given up privileges may not ask any more, and gets what was known before. */
 	s->missed = stats->missed > s->missed ? stats->missed : s->missed;
 	stats->missed = s->missed;

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""What is checked on each kernel: runs inside a guest of run.py, and on the host itself.
+
+Prints one JSON line per check as it ends, see checking.py, and a closing
+{"end": N} with the number of checks: without that line the run did not finish. With --package the
+checks of the package itself are made too; it is then taken from PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+from checking import LIMIT, Check, CheckFailedError, require, run_check
+
+BTF = Path("/sys/kernel/btf/vmlinux")
+EXIT_TRACEPOINT = "btf_trace_sched_process_exit"
+
+
+def check_release() -> str:
+    """Say which kernel this is, so that the table shows what really ran."""
+    require(sys.platform == "linux", f"the platform is {sys.platform}")
+    return os.uname().release
+
+
+def check_btf() -> str:
+    """The kernel describes its types, and the exit tracepoint is there in a form we know."""
+    require(BTF.exists(), f"{BTF} is missing")
+    count = tracepoint_parameters(BTF.read_bytes(), EXIT_TRACEPOINT)
+    # The first parameter is a void pointer of the tracepoint's own; the third is group_dead.
+    require(count in (2, 3), f"{EXIT_TRACEPOINT} takes {count} parameters")
+    return f"{EXIT_TRACEPOINT} takes {count} parameters"
+
+
+def check_memory() -> str:
+    """There is room to work in: what fails below this fails for want of memory."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            megabytes = int(line.split()[1]) // 1024
+            require(megabytes >= 256, f"only {megabytes} MiB available")
+            return f"{megabytes} MiB available"
+    raise CheckFailedError("/proc/meminfo has no line MemAvailable")
+
+
+def check_python() -> str:
+    """The interpreter runs what the package builds on: threads, sockets, events, children."""
+    for name in ("asyncio", "dataclasses", "selectors", "signal", "socket", "ssl", "threading"):
+        importlib.import_module(name)
+    done = subprocess.run(
+        [sys.executable, "-c", "print(6 * 7)"], capture_output=True, check=False, timeout=LIMIT
+    )
+    require(done.stdout == b"42\n", f"a child printed {done.stdout!r} and {done.stderr!r}")
+    return sys.version.split()[0]
+
+
+GENERAL = (check_release, check_btf, check_memory, check_python)
+
+# How many bytes of the kernel's type format follow the common twelve: fixed, and for each member.
+EXTRA = {
+    1: (4, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 13: (0, 8), 14: (4, 0), 15: (0, 12),
+    17: (4, 0), 19: (0, 12),
+}  # fmt: skip
+LAST_KIND = 19
+TYPEDEF, FUNC_PROTO = 8, 13
+
+
+def tracepoint_parameters(btf: bytes, name: str) -> int:
+    """Return how many parameters a tracepoint's function type has; read from BTF, without libbpf.
+
+    The type is a typedef of a pointer to a function prototype, and types are numbered from 1.
+    """
+    magic, _, _, header, types, types_length, strings, strings_length = struct.unpack_from(
+        "<HBBIIIII", btf
+    )
+    require(magic == 0xEB9F, "the BTF has another magic number")
+    text = btf[header + strings : header + strings + strings_length]
+    wanted = text.find(b"\0" + name.encode() + b"\0") + 1
+    require(wanted, f"no type is called {name}")
+    kinds: list[tuple[int, int, int]] = [(0, 0, 0)]  # of each type: kind, members, target
+    position, end = header + types, header + types + types_length
+    pointer = 0
+    while position < end:
+        name_offset, info, target = struct.unpack_from("<III", btf, position)
+        kind, members = info >> 24 & 0x1F, info & 0xFFFF
+        require(kind <= LAST_KIND, f"BTF kind {kind} is not known here")
+        kinds.append((kind, members, target))
+        if name_offset == wanted and kind == TYPEDEF:
+            pointer = target
+        fixed, each = EXTRA.get(kind, (0, 0))
+        position += 12 + fixed + each * members
+    require(pointer, f"no typedef is called {name}")
+    kind, members, _ = kinds[kinds[pointer][2]]
+    require(kind == FUNC_PROTO, f"{name} is no pointer to a function")
+    return members
+
+
+def package_checks(emulated: bool) -> tuple[Check, ...]:
+    """Return the checks of the package; without it, not even their modules can be imported."""
+    package = importlib.import_module("package_checks")
+    exactness = importlib.import_module("exactness_checks")
+    if emulated:
+        exactness.allow_for_emulation()
+    return (*package.CHECKS, *exactness.CHECKS, *package.LAST)
+
+
+def main() -> None:
+    """Make the checks and close the list."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--package", action="store_true", help="check the package itself too")
+    parser.add_argument("--emulated", action="store_true", help="this machine is an emulated one")
+    args = parser.parse_args()
+    checks = GENERAL + (package_checks(args.emulated) if args.package else ())
+    for check in checks:
+        run_check(check)
+    print(json.dumps({"end": len(checks)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

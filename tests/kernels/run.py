@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""Run guest.py on Debian's kernels, each booted under qemu, and on the host's own kernel.
+
+    python tests/kernels/run.py --wheel dist/NAME.whl [--kernel oldest --kernel newest ...]
+
+Prints a table of kernels and checks. Ends with status 0 when every row passed; with 1 when a check
+failed, a guest did not finish, or (unless --allow-missing) a row could not be run at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import guest_image
+from kernel_packages import (
+    SUITES,
+    KernelPackage,
+    NotAvailableError,
+    Suite,
+    fetch_image,
+    find_kernel,
+)
+from kernel_packages import mirrors as configured_mirrors
+
+HERE = Path(__file__).resolve().parent
+EXACTNESS = HERE.parent / "exactness"
+# What runs in a guest and on the host; behave is added to it.
+SUITE_FILES = (
+    HERE / "guest.py", HERE / "checking.py", HERE / "package_checks.py",
+    HERE / "exactness_checks.py", EXACTNESS / "workload.py",
+)  # fmt: skip
+QEMU = "qemu-system-x86_64"
+NAMES = {"oldest": SUITES[0], "newest": SUITES[-1]}
+HOST = "host"
+# Without cmpxchg16b, which QEMU 7.2 emulates badly: with it 14 of 84 boots of 6.12 ended in an
+# oops with garbage in the flags, mostly right after that instruction; without it none of 60.
+CPU = "max,cx16=off"
+# Any trouble of the kernel ends the guest at once, instead of letting it hang.
+KERNEL_OPTIONS = "console=ttyS0 quiet oops=panic panic=-1"
+# Which Debian package has a tool this needs.
+TOOLS = {
+    "apt-get": "apt",
+    "dpkg-deb": "dpkg",
+    "ldd": "libc-bin",
+    "busybox": "busybox-static",
+    QEMU: "qemu-system-x86",
+}
+
+
+@dataclass
+class Row:
+    """One kernel of the table: what was asked for, what came of it."""
+
+    name: str
+    kernel: str = ""
+    state: str = "not run"  # or "passed" or "FAILED"
+    note: str = ""
+    seconds: float = 0.0
+    # Of each: whether it held (None: it could not be made), what it said, how long it took.
+    checks: dict[str, tuple[bool | None, str, float]] = field(default_factory=dict)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    parser = argparse.ArgumentParser(description="Run the checks of guest.py on several kernels.")
+    parser.add_argument(
+        "--kernel", action="append", metavar="NAME",
+        help="a version (5.10), a suite (bookworm), oldest, newest or host; may be repeated "
+             "(default: all suites, and the host)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--wheel", type=Path, metavar="FILE",
+        help="the package to check, installed with what it depends on; without it only the "
+             "general checks are made",
+    )  # fmt: skip
+    parser.add_argument(
+        "--add",
+        action="append",
+        default=[],
+        metavar="SRC:DEST",
+        help="put a file or folder into the guests, with the libraries it needs",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path(cache_home, "pybootstrap-kernels"),
+        metavar="DIR",
+        help="where kernels and package lists are kept (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mirror",
+        action="append",
+        metavar="URL",
+        help="a Debian mirror (default: the repositories that apt here is configured to use)",
+    )
+    parser.add_argument("--details", action="store_true", help="print what every check said")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="how long one kernel may take (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="how many guests run at once (default here: %(default)s)",
+    )
+    parser.add_argument(
+        "--memory", default="1G", metavar="SIZE", help="memory of a guest (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="rows that could not be run are no failure"
+    )
+    args = parser.parse_args()
+    args.cache = args.cache.resolve()
+    for addition in args.add:
+        source, _, place = addition.partition(":")
+        if not Path(source).exists() or not place.startswith("/"):
+            parser.error(f"--add {addition}: not an existing path, a colon and an absolute path")
+    if args.wheel is not None and not args.wheel.is_file():
+        parser.error(f"--wheel {args.wheel}: there is no such file")
+    return args
+
+
+def require_tools(guests: bool) -> None:
+    """End with one sentence when something that is needed is not installed."""
+    if guests and platform.machine() != "x86_64":
+        raise SystemExit(f"guests are built for x86_64 only; this machine is {platform.machine()}")
+    for tool, package in TOOLS.items():
+        if guests and shutil.which(tool) is None:
+            raise SystemExit(f"{tool} is missing: install the package {package}")
+
+
+def make_suite(suite: Path, package: bool) -> None:
+    """Put what guests and host run into one folder, with behave.c built to run anywhere."""
+    suite.mkdir()
+    for file in SUITE_FILES:
+        shutil.copy(file, suite)
+    if package:
+        compiler = os.environ.get("CC", "cc")
+        source, program = EXACTNESS / "behave.c", suite / "behave"
+        command = [compiler, "-static", "-O2", "-pthread", "-o", str(program), str(source)]
+        if subprocess.run(command, check=False).returncode != 0:
+            raise SystemExit(f"{source.name} could not be built: install the package gcc")
+
+
+def install_package(wheel: Path | None, site: Path) -> None:
+    """Install the wheel and its dependencies into the folder `site`, for guests and host alike."""
+    site.mkdir()
+    if wheel is None:
+        print("no --wheel: only the general checks are made", file=sys.stderr)
+        return
+    command = [
+        sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+        "--root-user-action=ignore", "--no-warn-script-location",
+        "--target", str(site), str(wheel),
+    ]  # fmt: skip
+    if subprocess.run(command, check=False).returncode != 0:
+        raise SystemExit(f"{wheel} could not be installed")
+
+
+def choose_kernels(
+    wanted: Sequence[str], cache: Path, mirrors: Sequence[str]
+) -> Iterator[tuple[Row, Path | None]]:
+    """Yield a row for each kernel wanted, with its image; without one where it cannot be had."""
+    names = [NAMES.get(name, name) for name in wanted]
+    versions = [name for name in names if name not in (*SUITES, HOST)]
+    for name in SUITES:
+        if name not in names and not versions:
+            continue
+        suite, row = Suite(name, cache), Row(name)
+        is_wanted = name in names
+        try:
+            package = find_kernel(suite, mirrors)
+            hits = [version for version in versions if package.matches(version)]
+            versions = [version for version in versions if version not in hits]
+            is_wanted = is_wanted or bool(hits)
+            row.kernel = describe(package)
+            image = fetch_image(suite, package, cache) if is_wanted else None
+        except (NotAvailableError, subprocess.TimeoutExpired) as error:
+            row.note, image = str(error), None
+            if not is_wanted:
+                print(f"suite {name} could not be searched: {error}", file=sys.stderr)
+        if is_wanted:
+            yield row, image
+    for version in versions:
+        yield Row(version, note="no suite that could be searched has this kernel"), None
+
+
+def describe(package: KernelPackage) -> str:
+    """Return what the table shows of a kernel that has not said its own name yet."""
+    return f"{package.name.split('-', 2)[2]} ({package.version})"
+
+
+def boot(row: Row, kernel: Path, initramfs: Path, folder: Path, args: argparse.Namespace) -> None:
+    """Boot one kernel, wait until its guest has ended, and fill in the row.
+
+    The guest's first serial port is the console, kept for when something goes wrong; the second
+    carries nothing but the lines of guest.py.
+    """
+    console, results = folder / f"{row.name}.console", folder / f"{row.name}.results"
+    results.touch()
+    command = [
+        QEMU, "-machine", "accel=tcg", "-cpu", CPU, "-smp", "2", "-m", args.memory,
+        "-nodefaults", "-display", "none", "-no-reboot", "-net", "none",
+        "-kernel", str(kernel), "-initrd", str(initramfs),
+        "-append", KERNEL_OPTIONS,
+        "-serial", f"file:{console}", "-serial", f"file:{results}",
+    ]  # fmt: skip
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=args.timeout, check=False,
+        )  # fmt: skip
+        trouble = done.stderr.strip() if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        trouble = f"not done after {args.timeout:.0f} s"
+    row.seconds = time.monotonic() - started
+    read_results(row, results.read_text(encoding="utf-8", errors="replace"), trouble)
+    if row.state != "passed" and console.exists():
+        last = console.read_text(encoding="utf-8", errors="replace").splitlines()[-30:]
+        print(f"--- last lines of the console of {row.name}:", *last, sep="\n", file=sys.stderr)
+
+
+def run_on_host(row: Row, site: Path, suite: Path, args: argparse.Namespace) -> None:
+    """Run guest.py right here, on the package as the guests have it, and fill in the row.
+
+    Elsewhere than in the repository, whose own pybootstrap/ would be found before the wheel's.
+    """
+    # As root, who must leave nothing in the temporary folder that only root can remove.
+    command = ["env", f"PYTHONPATH={site}", "PYTHONDONTWRITEBYTECODE=1"]
+    command += [sys.executable, str(suite / "guest.py"), *guest_arguments(args)]
+    if os.geteuid() != 0:
+        command.insert(0, "sudo")
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, timeout=args.timeout, check=False,
+            cwd=site,
+        )  # fmt: skip
+        output, trouble = done.stdout, ""
+    except subprocess.TimeoutExpired:
+        output, trouble = "", f"not done after {args.timeout:.0f} s"
+    row.seconds = time.monotonic() - started
+    read_results(row, output, trouble)
+
+
+def guest_arguments(args: argparse.Namespace) -> list[str]:
+    """Return the arguments for guest.py, wherever it runs."""
+    return ["--package"] if args.wheel else []
+
+
+def guest_additions(args: argparse.Namespace) -> list[str]:
+    """Return what goes into the guests besides the suite: bpftool too, if it is there."""
+    bpftool = shutil.which("bpftool")
+    return [*args.add, *([f"{bpftool}:/usr/sbin/bpftool"] if bpftool else [])]
+
+
+def read_results(row: Row, output: str, trouble: str) -> None:
+    """Take the lines that guest.py printed into the row; it passed if all are there and ok."""
+    end = None
+    for line in output.splitlines():
+        try:
+            said = json.loads(line)
+        except ValueError:
+            trouble = trouble or f"a line is no JSON: {line!r}"
+            continue
+        if "end" in said:
+            end = said["end"]
+        else:
+            row.checks[said["check"]] = (said["ok"], said["detail"], said["seconds"])
+    if "release" in row.checks:
+        row.kernel = row.checks["release"][1]
+    if end is None or end != len(row.checks):
+        trouble = trouble or "the guest script did not come to its end"
+    complete = not trouble and all(ok is not False for ok, _, _ in row.checks.values())
+    row.state, row.note = ("passed" if complete else "FAILED"), trouble
+
+
+def run_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
+    """Run everything that was asked for, and return the rows in the table's order."""
+    wanted = args.kernel or [*SUITES, HOST]
+    guests = any(name != HOST for name in wanted)
+    require_tools(guests)
+    site, suite, initramfs = folder / "site", folder / "suite", folder / "initramfs"
+    folder.chmod(0o755)  # one check runs the package as somebody else
+    install_package(args.wheel, site)
+    make_suite(suite, package=args.wheel is not None)
+    rows = []
+    if guests:
+        args.cache.mkdir(parents=True, exist_ok=True)
+        arguments = " ".join(["--emulated", *guest_arguments(args)])
+        guest_image.build(initramfs, site, suite, arguments, guest_additions(args))
+        mirrors = args.mirror or configured_mirrors()
+        with ThreadPoolExecutor(args.jobs) as pool:
+            boots = []
+            for row, kernel in choose_kernels(wanted, args.cache, mirrors):
+                rows.append(row)
+                if kernel is None:
+                    print(f"NOT RUN: {row.name}: {row.note}", file=sys.stderr)
+                else:
+                    boots.append(pool.submit(boot, row, kernel, initramfs, folder, args))
+            for booted in boots:
+                booted.result()  # so that what went wrong in the runner itself is not lost
+    if HOST in wanted:
+        rows.append(Row(HOST))
+        run_on_host(rows[-1], site, suite, args)
+    return rows
+
+
+MARKS = {True: "ok", False: "FAILED", None: "skipped"}
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Print a table with a column for each kernel and a line for each check."""
+    names = list(dict.fromkeys(name for row in rows for name in row.checks))
+    table = [["check", *(row.name for row in rows)]]
+    table.append(["kernel", *(short_release(row.kernel) for row in rows)])
+    for name in names:
+        cells = [MARKS[row.checks[name][0]] if name in row.checks else "-" for row in rows]
+        table.append([name, *cells])
+    table.append(["seconds", *(f"{row.seconds:.1f}" for row in rows)])
+    table.append(["whole", *(row.state for row in rows)])
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+
+
+def short_release(kernel: str) -> str:
+    """Return the version at the start of a release: the table is wide enough."""
+    return kernel.partition("-")[0].partition("+")[0] or "?"
+
+
+def print_notes(rows: Sequence[Row], details: bool) -> None:
+    """Print what each failure and each skipped check said, and with `details` what all said."""
+    for row in rows:
+        if row.note:
+            print(f"{row.name}: {row.state}: {row.note}")
+        for name, (ok, detail, seconds) in row.checks.items():
+            if not ok or details:
+                print(f"{row.name}: {name}: {MARKS[ok]} ({seconds:.1f} s): {detail}")
+
+
+def main() -> int:
+    """Run the rows, print the table, and return the exit status."""
+    args = parse_arguments()
+    with tempfile.TemporaryDirectory(prefix="kernels-") as folder:
+        rows = run_rows(args, Path(folder))
+    print_table(rows)
+    print_notes(rows, args.details)
+    if args.json:
+        text = json.dumps([asdict(row) for row in rows], indent=2)
+        args.json.write_text(text + "\n", encoding="utf-8")
+    states = [row.state for row in rows]
+    passed, failed, not_run = map(states.count, ("passed", "FAILED", "not run"))
+    print(f"kernels: {passed} passed, {failed} failed, {not_run} not run")
+    missing = not_run and not args.allow_missing
+    return 1 if failed or missing or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
