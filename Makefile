@@ -5,6 +5,7 @@
 # "make vmlinux" wrote.
 
 PYTHON ?= python3
+MINUTES ?= 30
 ARGS ?=
 
 VENV := .venv
@@ -32,10 +33,10 @@ export V VMLINUX
 
 BUILT = build dist $(VENV) *.egg-info pybootstrap/*.so .hypothesis .*_cache \
 	__pycache__ */__pycache__ */*/__pycache__
-C_FILES = $(wildcard bpf/*.[ch] pybootstrap/native/*.[ch] vmlinux/*.h bench/*.[ch] tests/exactness/*.c)
+C_FILES = $(wildcard bpf/*.[ch] pybootstrap/native/*.[ch] vmlinux/*.h bench/*.[ch] tests/exactness/*.c tests/sanitize/*.c)
 
 # Programs beside the package; each directory is checked by itself.
-SCRIPTS = $(wildcard bench tests/exactness tests/kernels)
+SCRIPTS = $(wildcard bench tests/exactness tests/kernels tests/sanitize tests/fuzz tests/soak)
 
 # The end of a recipe whose shell has put the names of missing packages into $$missing.
 define INSTALL_MISSING
@@ -51,7 +52,7 @@ test -n "$$missing" || exit 0; \
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: all deps run test test-kernels kernel-deps lint format bench wheel vmlinux clean help
+.PHONY: all deps run test test-kernels kernel-deps lint format sanitize fuzz soak bench wheel vmlinux clean help
 
 all: $(READY) build/bootstrap.1 ## Build into .venv (the default)
 	$(Q)$(PY) setup.py $(QUIET) build_ext --inplace
@@ -126,6 +127,15 @@ format: all ## Format Python and C
 	$(Q)$(PY) -m ruff check --fix $(QUIET)
 	$(Q)$(PY) -m ruff format $(QUIET)
 	$(Q)clang-format -i $(C_FILES)
+
+sanitize: all ## Run the shim under ASan, UBSan and LSan, as root
+	@$(AS_ROOT) $(PY) tests/sanitize/run.py $(ARGS)
+
+fuzz: all ## Fuzz the decoder and the renderers: make fuzz ARGS='--seconds 600'
+	@$(PY) tests/fuzz/fuzz_decode.py $(ARGS)
+
+soak: all ## Trace under a mixed load, as root: make soak MINUTES=30
+	@$(AS_ROOT) $(PY) tests/soak/soak.py --minutes $(MINUTES) $(ARGS)
 
 bench: all ## Measure, as root, next to the other tracers that are installed
 	@$(AS_ROOT) $(PY) bench/run.py $(ARGS)

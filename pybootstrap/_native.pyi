@@ -26,6 +26,8 @@ class _Lib:
     USAGE_PARTIAL: int
 
     SHIM_MIN_READ: int
+    SHIM_MIN_RING: int
+    SHIM_MAX_RING: int
 
     def shim_open(self, shim: _CData, settings: _CData, /) -> int: ...
     def shim_load(self, shim: _CData, /) -> int: ...

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -75,13 +77,23 @@ def _trace(options: argparse.Namespace) -> int:
     tracer = _make_tracer(options)
     # Whatever is imported must be by now: whom we become may not be able to read it.
     header, render = _make_renderer(options)
+
+    def end(*_: object) -> None:
+        global _told_to_end  # noqa: PLW0603
+        _told_to_end = True
+        tracer.stop()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: tracer.stop())
-    with tracer:
-        give_up(become)
-        _open_output(options.output)
-        _write(header)
-        _print_events(tracer, render, options.count or sys.maxsize)
+        signal.signal(number, end)
+    try:
+        with tracer:
+            give_up(become)
+            _open_output(options.output)
+            _write(header)
+            _print_events(tracer, render, options.count or sys.maxsize)
+    except _OutputError:
+        _report_losses(tracer.stats, options.strict)
+        raise
     return _report_losses(tracer.stats, options.strict)
 
 
@@ -191,11 +203,33 @@ def _open_output(path: str | None) -> None:
         raise _OutputError(f"{path}: {error.strerror}") from None
 
 
+_PIECE = 4096  # PIPE_BUF: what a pipe that polls as writable takes without blocking
+_PATIENCE_MS = 1000  # with a reader that takes nothing, once we were told to end
+
+_told_to_end = False  # SIGINT or SIGTERM came
+
+
 def _write(text: str) -> None:
-    """Writes to standard output and flushes, so that a reader at the other end sees it at once."""
+    """Writes to standard output at once, in pieces that do not block.
+
+    Python's own file objects lose data when a signal interrupts a blocked write, and when somebody
+    has made the pipe non-blocking; and they do not return while the reader takes nothing.
+    """
+    data = memoryview(text.encode(sys.stdout.encoding, "backslashreplace"))
+    fd = sys.stdout.fileno()
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    waited = 0
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        while data:
+            if poller.poll(_PATIENCE_MS // 4):
+                with contextlib.suppress(BlockingIOError):
+                    data = data[os.write(fd, data[:_PIECE]) :]
+                waited = 0
+                continue
+            waited += _PATIENCE_MS // 4
+            if _told_to_end and waited >= _PATIENCE_MS:
+                raise _OutputError("its reader takes nothing")
     except BrokenPipeError:
         raise
     except OSError as error:

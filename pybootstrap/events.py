@@ -104,6 +104,7 @@ class ProcessEvent:
 
     __slots__ = ("record",)
     HEAD_SIZE: ClassVar[int]  # bytes of the record before the text
+    MIN_FILENAME: ClassVar[int] = 0  # the least filename_size
     _FIELDS: ClassVar[tuple[str, ...]]
 
     def __init__(self, record: bytes) -> None:
@@ -216,6 +217,7 @@ class ExecEvent(ProcessEvent):
 
     __slots__ = ()
     HEAD_SIZE = ffi.sizeof("struct exec_record")
+    MIN_FILENAME = 1  # its NUL
     _FIELDS = _IDENTITY
 
     @property
@@ -237,7 +239,7 @@ class ExecEvent(ProcessEvent):
     @property
     def args_truncated(self) -> bool:
         """Whether arguments were cut at 8 KiB, or could not be read."""
-        return bool(_flags(self.record) & lib.ARGS_TRUNCATED)
+        return bool(_flags(self.record) & (lib.ARGS_TRUNCATED | lib.TEXT_MISSING))
 
 
 class Usage(NamedTuple):
@@ -421,7 +423,9 @@ class Decoder:
                 event_type = kinds[kind]
             except (struct.error, KeyError):
                 raise RecordError(f"no record at byte {start} of a batch of {end}") from None
-            if size != event_type.HEAD_SIZE + filename_size + args_size or start + size > end:
+            true_size = event_type.HEAD_SIZE + filename_size + args_size
+            too_short = filename_size < event_type.MIN_FILENAME
+            if size != true_size or start + size > end or too_short:
                 raise RecordError(f"record at byte {start} of {end} says it has {size} bytes")
             if lost_before > lost:
                 events.append(LostEvent(now_ns, time_ns, lost_before - lost))

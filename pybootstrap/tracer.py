@@ -18,10 +18,10 @@ import os
 import threading
 import time
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from errno import EBADF, EINTR
-from mmap import PAGESIZE
 from typing import Any, Callable, NamedTuple
 
 from pybootstrap._native import ffi, lib
@@ -112,6 +112,17 @@ def _fill(filters: Any, name: str, values: Sequence[int | bytes]) -> None:
     setattr(filters, name, values)
 
 
+_tracers: weakref.WeakSet[Tracer] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for tracer in list(_tracers):
+        tracer._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 class Tracer:
     """Sees every process of the machine start a program and end.
 
@@ -128,7 +139,7 @@ class Tracer:
         comms: only processes with one of these command names, at most 15 bytes each.
         cgroups: only processes in these cgroups or below; paths of directories of cgroup v2.
         failed: only exits with a status other than 0 or by a signal, and no execs.
-        ring_size: bytes of the ring buffer; a power of two and a multiple of the page size.
+        ring_size: bytes of the ring buffer; a power of two from 64 KiB to 1 GiB.
         max_processes: how many running processes are remembered for their exit. Each takes about
             100 bytes of kernel memory at once, and its text (with `args`) while it lives.
         verbose: libbpf's debug messages go to stderr.
@@ -162,10 +173,11 @@ class Tracer:
         self._shim = ffi.NULL
         if on_event is not None and not callable(on_event):
             raise SettingError(f"on_event must be callable, not {on_event!r}")
-        _whole("ring_size", ring_size, PAGESIZE, 2**30)
+        _whole("ring_size", ring_size, lib.SHIM_MIN_RING, lib.SHIM_MAX_RING)
         if ring_size & (ring_size - 1):
             raise SettingError(f"ring_size must be a power of two, not {ring_size}")
         self._on_event = on_event
+        self._pid = 0  # who started it
         self._settings = _new(
             "struct shim_settings *",
             {
@@ -188,7 +200,6 @@ class Tracer:
         self._queue: deque[Event] = deque()
         self._decoder = Decoder()
         self._buffer = ffi.NULL
-        self._pid = 0
         self._reading = False
         self._stopping = False  # stop() was called
         self._detached = False  # so the programs were detached
@@ -198,6 +209,7 @@ class Tracer:
         # Reentrant, because a signal handler may call stop(), close() or stats at any moment.
         self._read_lock = threading.RLock()  # held while reading
         self._handle_lock = threading.RLock()  # held while another thread may use the handle
+        _tracers.add(self)
 
     # ---- Life: start, stop, close ----
 
@@ -207,7 +219,7 @@ class Tracer:
         Raises PrivilegeError (a PermissionError), UnsupportedKernelError (an OSError), LoadError (a
         RuntimeError), or StateError when it was started before.
         """
-        if self._shim or self._final_stats:
+        if self._shim or self._final_stats or self._pid:
             raise StateError("a Tracer can be started only once: make a new one")
         descriptors: list[int] = []
         try:
@@ -275,6 +287,18 @@ class Tracer:
             lib.shim_close(shim)
         self._buffer = ffi.NULL
         self._ended = True
+
+    def _leave_to_parent(self) -> None:
+        """In a child of fork(2), which has the parent's descriptors: closes them, wakes nobody.
+
+        The threads that may have held the locks are not in this process.
+        """
+        self._read_lock, self._handle_lock = threading.RLock(), threading.RLock()
+        self._reading = False
+        if self._shim:
+            self._queue.clear()
+            self._free()
+            self._ended = False
 
     def __enter__(self) -> Tracer:
         return self.start()
@@ -379,8 +403,7 @@ class Tracer:
         with self._handle_lock:
             if self._final_stats is not None:
                 return self._final_stats
-            if not self._shim:
-                raise StateError("this Tracer was not started: use it in a with statement")
+            self._check_usable()
             counted = ffi.new("struct shim_stats *")
             code = lib.shim_stats(self._shim, counted)
             if code < 0:
@@ -388,11 +411,11 @@ class Tracer:
             return Stats(*(getattr(counted, name) for name in Stats._fields))
 
     def _check_usable(self) -> None:
+        if self._pid not in (0, os.getpid()):
+            raise StateError("this Tracer belongs to the parent process: make a new one after fork")
         if not self._shim:
             state = "was closed" if self._final_stats else "was not started"
             raise StateError(f"this Tracer {state}: make a new one in a with statement")
-        if self._pid != os.getpid():
-            raise StateError("this Tracer belongs to the parent process: make a new one after fork")
 
     def _fetch(self, timeout: float | None) -> None:
         """Fills the queue from the ring; leaves it empty on timeout, and when tracing has ended."""

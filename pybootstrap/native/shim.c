@@ -51,6 +51,8 @@ _Static_assert(sizeof(struct exit_record) == 24 + 56 + 8 + 8 + 80 + 8,
 	       "struct exit_record has padding");
 _Static_assert(sizeof(struct exit_record) + TEXT_SIZE <= SHIM_MIN_READ,
 	       "a read buffer must hold any record");
+_Static_assert(2 * (sizeof(struct exit_record) + TEXT_SIZE) <= SHIM_MIN_RING,
+	       "any ring must hold any record");
 
 struct shim {
 	struct bootstrap_bpf *skeleton;
@@ -71,6 +73,7 @@ struct shim {
 	unsigned int size;
 	unsigned int used;
 	long long wall_offset_ns;
+	long long namespace_ns; /* our time namespace's CLOCK_BOOTTIME is ahead of the kernel's */
 
 	/* What libbpf said. */
 	FILE *log_stream;
@@ -106,7 +109,8 @@ static int apply_settings(struct shim *s)
 	unsigned int texts = o->capture_args ? o->max_processes : 1;
 	/* Linux 5.10 has no map larger than 4 GiB, even of entries that are not there yet. */
 	unsigned int short_texts = texts < 1 << 22 ? texts : 1 << 22;
-	unsigned int long_texts = texts < 1 << 18 ? texts : 1 << 18;
+	/* And whoever runs programs with long arguments shall not fill more than 50 MB. */
+	unsigned int long_texts = texts < 4096 ? texts : 4096;
 	int err;
 
 	skeleton->rodata->min_duration_ns = o->min_duration_ns;
@@ -264,6 +268,22 @@ static int open_descriptors(struct shim *s)
 	return err ? err : watch(s, s->wake_fd, EPOLLIN);
 }
 
+/* What our time namespace adds to the CLOCK_BOOTTIME that the BPF programs see: time_namespaces(7). */
+static long long boottime_offset_ns(void)
+{
+	FILE *offsets = fopen("/proc/self/timens_offsets", "re");
+	long long seconds, nanoseconds, offset = 0;
+	char name[16];
+
+	if (!offsets)
+		return 0;
+	while (fscanf(offsets, "%15s %lld %lld", name, &seconds, &nanoseconds) == 3)
+		if (strcmp(name, "boottime") == 0)
+			offset = seconds * NSEC_PER_SEC + nanoseconds;
+	fclose(offsets);
+	return offset;
+}
+
 int shim_open(struct shim **shim, const struct shim_settings *settings)
 {
 	struct shim *s = calloc(1, sizeof(*s));
@@ -274,6 +294,7 @@ int shim_open(struct shim **shim, const struct shim_settings *settings)
 		return -ENOMEM;
 	s->epoll_fd = s->timer_fd = s->wake_fd = -1;
 	s->settings = *settings;
+	s->namespace_ns = boottime_offset_ns();
 	s->log_stream = open_memstream(&s->log, &s->log_size);
 	if (!s->log_stream)
 		return -ENOMEM;
@@ -439,7 +460,7 @@ static int drain(struct shim *s, bool timer_fired)
 	int err;
 
 	s->used = 0;
-	s->wall_offset_ns = now_ns(CLOCK_REALTIME) - now_ns(CLOCK_BOOTTIME);
+	s->wall_offset_ns = now_ns(CLOCK_REALTIME) - (now_ns(CLOCK_BOOTTIME) - s->namespace_ns);
 	err = ring_buffer__consume(s->rb);
 	s->more = err == -ENOBUFS;
 	if (err < 0 && !s->more)

@@ -53,7 +53,7 @@ int shim_detach(struct shim *shim);
  */
 int shim_read(struct shim *shim, void *buffer, unsigned int size, int timeout_ms);
 
-enum { SHIM_MIN_READ = 64 * 1024 };
+enum { SHIM_MIN_READ = 64 * 1024, SHIM_MIN_RING = 64 * 1024, SHIM_MAX_RING = 1024 * 1024 * 1024 };
 
 /* Ends the wait of shim_read(), now and from now on. */
 int shim_wake(struct shim *shim);

@@ -117,7 +117,7 @@ def test_check_without_privilege() -> None:
 def test_strict(bootstrap: Callable[..., Command]) -> None:
     """Nobody reads standard output until far more has happened than fits into the ring."""
     reading, writing = os.pipe()
-    command = bootstrap("-j", "--strict", "--ring-size", "4K", stdout=writing)
+    command = bootstrap("-j", "--strict", "--ring-size", "64K", stdout=writing)
     os.close(writing)
     time.sleep(1)
     for _ in range(2000):

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ COMMAND = (sys.executable, "-m", "pybootstrap")
 MANY = 64  # values that one filter takes
 OTHER_USER = 12345
 # Processes of the storm, and the size of the ring that they must overflow.
-STORM, TINY_RING = 200, PAGESIZE
+STORM, TINY_RING = 400, 64 * 1024  # processes; bytes, the smallest there is
 EX_NOPERM = 77
 
 

@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""However a tracing process ends, forks or becomes another: nothing of ours stays in the kernel,
+and nobody who goes on is disturbed. What is in the kernel is what bpftool lists; who holds it is
+what /proc says of open descriptors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from pybootstrap import Event, StateError, Tracer
+from tests.kernel.conftest import DEADLINE_S, Command, collect, exits, run, until_exit
+from tests.kernel.test_cli import all_fdinfo
+
+Start = Callable[..., Command]
+
+PROGRAMS = ("handle_exec", "handle_exit", "handle_exit_old")
+MAPS = frozenset(
+    [
+        "exec_start",
+        "rb",
+        "exec_text",
+        "exec_text_long",
+        "exit_claims",
+        "exit_meetings",
+        "bootstra.rodata",
+        "bootstra.bss",
+        "bootstra.data",
+    ]
+)
+IDS = re.compile(r"^(prog|map|link)_id:\t(\d+)$", re.MULTILINE)
+
+
+def bpftool(what: str) -> list[dict[str, Any]]:
+    listing = subprocess.run(
+        ["bpftool", "--json", what, "list"],
+        env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"},
+        capture_output=True,
+        check=True,
+    )
+    found: list[dict[str, Any]] = json.loads(listing.stdout or "[]")
+    return found
+
+
+def held_by_somebody() -> set[tuple[str, str]]:
+    held: set[tuple[str, str]] = set()
+    for info in all_fdinfo():
+        held.update(IDS.findall(info))
+    return held
+
+
+def held_by(pid: int) -> set[tuple[str, str]]:
+    """What of BPF a process has open."""
+    held: set[tuple[str, str]] = set()
+    for info in Path(f"/proc/{pid}/fdinfo").glob("*"):
+        with contextlib.suppress(OSError):
+            held.update(IDS.findall(info.read_text()))
+    return held
+
+
+def left_in_kernel() -> list[tuple[str, int]]:
+    """Programs, maps and links of ours that no process holds."""
+    programs = {p["id"] for p in bpftool("prog") if p.get("name") in PROGRAMS}
+    ours = [("prog", number) for number in programs]
+    ours += [("map", m["id"]) for m in bpftool("map") if m.get("name") in MAPS]
+    ours += [("link", k["id"]) for k in bpftool("link") if k.get("prog_id") in programs]
+    held = held_by_somebody()
+    return [(kind, number) for kind, number in ours if (kind, str(number)) not in held]
+
+
+def assert_nothing_is_left() -> None:
+    """The kernel frees them a little later than the last descriptor is closed."""
+    end = time.monotonic() + DEADLINE_S
+    while left := left_in_kernel():
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
+def test_what_is_ours_is_found_in_the_kernel() -> None:
+    """Else the other tests would find nothing for the wrong reason."""
+    with Tracer():
+        mine = held_by(os.getpid())
+        programs = {p["id"] for p in bpftool("prog") if p.get("name") in PROGRAMS}
+        maps = {m["id"] for m in bpftool("map") if m.get("name") in MAPS}
+        links = {k["id"] for k in bpftool("link") if k.get("prog_id") in programs}
+        assert len({n for kind, n in mine if kind == "prog" and int(n) in programs}) == 2
+        assert len({n for kind, n in mine if kind == "map" and int(n) in maps}) >= 3
+        assert len({n for kind, n in mine if kind == "link" and int(n) in links}) == 2
+    assert not held_by(os.getpid())
+    assert_nothing_is_left()
+
+
+# ---- The process ends ----
+
+
+def start_script(script: str, *arguments: str, **popen: Any) -> subprocess.Popen[bytes]:
+    """Runs Python code that has a Tracer class and prints "ready" once it traces."""
+    code = f"import os, signal, sys\nfrom pybootstrap import Tracer\n{script}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **popen},
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if line != b"ready\n":
+        process.kill()
+        pytest.fail(f"{line!r} {process.communicate()[1].decode()}")
+    return process
+
+
+READY = "print('ready', flush=True)\n"
+OPEN = "tracer = Tracer().start()\n"
+WITH = f"with Tracer(on_event=lambda e: None) as tracer:\n    {READY}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
+def test_the_command_is_ended_by_a_signal(bootstrap: Start, number: signal.Signals) -> None:
+    command = bootstrap()
+    command.wait_for_header()
+    assert held_by(command.process.pid)
+    status, _, err = command.end(number)
+    assert status == (0 if number in (signal.SIGINT, signal.SIGTERM) else -number)
+    assert err == ""
+    assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGQUIT])
+def test_a_script_is_ended_by_a_signal(number: signal.Signals) -> None:
+    """One that handles no signal, so all but SIGINT end it on the spot."""
+    process = start_script(f"{WITH}    tracer.run()")
+    process.send_signal(number)
+    process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == -number
+    assert_nothing_is_left()
+
+
+FAIL = "def fail(event):\n    raise ZeroDivisionError\n"
+THREAD = "import threading\nthreading.Thread(target=tracer.read, daemon=True).start()\n"
+ASYNC = f"""import asyncio
+async def main():
+    async with Tracer() as tracer:
+        {READY}
+        async for event in tracer:
+            raise SystemExit(7)
+asyncio.run(main())
+"""
+
+ENDS: dict[str, tuple[str, int, str]] = {
+    "exception in the callback": (
+        f"{FAIL}with Tracer(on_event=fail) as tracer:\n    {READY}    tracer.run()",
+        1,
+        "ZeroDivisionError",
+    ),
+    "exception in the loop": (f"{WITH}    for e in tracer:\n        1 / 0", 1, "ZeroDivision"),
+    "sys.exit": (f"{WITH}    sys.exit(5)", 5, ""),
+    "os._exit": (f"{WITH}    os._exit(6)", 6, ""),
+    "open at the end": (f"{OPEN}{READY}", 0, ""),
+    "open in a cycle": (f"{OPEN}tracer.own = [tracer, Tracer]\n{READY}del tracer", 0, ""),
+    "open at the end, and a thread reads": (f"{OPEN}{THREAD}{READY}", 0, ""),
+    "iterator abandoned": (f"{OPEN}events = iter(tracer)\n{READY}next(events)", 0, ""),
+    "exit from a coroutine": (ASYNC, 7, ""),
+}
+
+
+@pytest.mark.parametrize(("script", "status", "said"), ENDS.values(), ids=ENDS.keys())
+def test_a_script_ends(script: str, status: int, said: str) -> None:
+    process = start_script(script)
+    end = time.monotonic() + DEADLINE_S
+    while process.poll() is None:
+        assert time.monotonic() < end
+        run("/bin/true")  # something to see
+        time.sleep(0.02)
+    _, err = process.communicate()
+    assert process.returncode == status, err
+    assert said in err.decode() if said else err == b""
+    assert_nothing_is_left()
+
+
+def test_an_open_tracer_at_the_end_is_warned_of() -> None:
+    code = "from pybootstrap import Tracer\ntracer = Tracer().start()"
+    ended = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", code], capture_output=True, check=True, text=True
+    )
+    assert "ResourceWarning" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr
+    assert_nothing_is_left()
+
+
+# ---- The process becomes another program ----
+
+
+def test_exec_of_the_tracing_process() -> None:
+    process = start_script(f"{WITH}    os.execv('/bin/sleep', ['sleep', '60'])")
+    try:
+        end = time.monotonic() + DEADLINE_S
+        while Path(f"/proc/{process.pid}/comm").read_text() != "sleep\n":
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert not held_by(process.pid)
+        assert_nothing_is_left()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_tracing_process_starts_itself_again() -> None:
+    script = (
+        f"{WITH}    if len(sys.argv) == 1:\n"
+        "        os.execv(sys.executable, [sys.executable, '-c', sys.orig_argv[2], 'again'])\n"
+        "    print(sum(1 for _ in os.scandir('/proc/self/fd')), flush=True)\n"
+        "    tracer.run()"
+    )
+    # Python before 3.10 has no orig_argv.
+    script = "sys.orig_argv = open('/proc/self/cmdline').read().split('\\0')\n" + script
+    process = start_script(script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    held = held_by(process.pid)
+    assert len({number for kind, number in held if kind == "link"}) == 2
+    process.kill()
+    process.communicate()
+    assert_nothing_is_left()
+
+
+# ---- The process forks ----
+
+
+@contextlib.contextmanager
+def child_of_a_fork() -> Iterator[list[int]]:
+    """A child that waits until the with block ends; yields its pid."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    os.close(reader)
+    try:
+        yield [pid]
+    finally:
+        os.close(writer)
+        os.waitpid(pid, 0)
+
+
+def in_child(act: Callable[[], object]) -> int:
+    """Forks, has the child act, and returns its exit status: 99 when act raised."""
+    pid = os.fork()
+    if pid == 0:
+        status = 99
+        try:
+            signal.alarm(20)  # should it hang
+            act()
+            status = 0
+        except SystemExit as end:
+            status = int(str(end.code))
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def goes_on(tracer: Tracer) -> None:
+    """The tracer sees what happens, and its descriptor is quiet when nothing does."""
+    pid, _ = run("/bin/true")
+    assert len(exits(collect(tracer, until_exit(pid)), {pid})) == 1
+
+
+def is_quiet(tracer: Tracer) -> bool:
+    """For a tracer that gets no events: nobody woke it for good."""
+    poller = select.poll()
+    poller.register(tracer.fileno(), select.POLLIN)
+    return not poller.poll(300)
+
+
+ONE_HOUR_MS = 3_600_000
+
+
+def close(tracer: Tracer) -> None:
+    tracer.close()
+
+
+def stop(tracer: Tracer) -> None:
+    tracer.stop()
+
+
+def leave_with_block(tracer: Tracer) -> None:
+    tracer.__exit__(SystemExit, SystemExit(0), None)
+
+
+@pytest.mark.parametrize("act", [close, stop, leave_with_block, repr])
+def test_a_child_cannot_disturb_its_parents_tracer(act: Callable[[Tracer], object]) -> None:
+    with Tracer() as tracer, Tracer(min_duration_ms=ONE_HOUR_MS) as quiet:
+        assert in_child(lambda: (act(tracer), act(quiet))) == 0
+        assert is_quiet(quiet)
+        goes_on(tracer)
+        assert len({n for kind, n in held_by(os.getpid()) if kind == "link"}) == 4
+
+
+def test_a_child_forgets_its_parents_tracer() -> None:
+    """Without a ResourceWarning, which here is an error: it is not the child's to close."""
+    tracers = [Tracer().start(), Tracer(min_duration_ms=ONE_HOUR_MS).start()]
+
+    def forget() -> None:
+        tracers.clear()
+        gc.collect()
+
+    assert in_child(forget) == 0
+    assert is_quiet(tracers[1])
+    goes_on(tracers[0])
+    for tracer in tracers:
+        tracer.close()
+
+
+def test_a_child_ends_as_an_interpreter_does() -> None:
+    script = (
+        "tracer = Tracer(min_duration_ms=3_600_000).start()\n"
+        "if os.fork() == 0:\n    sys.exit(0)\n"
+        "os.wait()\n"
+        "import select\npoller = select.poll()\npoller.register(tracer.fileno(), select.POLLIN)\n"
+        f"assert not poller.poll(300)\n{READY}tracer.close()"
+    )
+    process = start_script(script)
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, err) == (0, b"")
+    assert_nothing_is_left()
+
+
+USES: dict[str, Callable[[Tracer], object]] = {
+    "read": lambda tracer: tracer.read(timeout=0),
+    "next": next,
+    "poll": lambda tracer: tracer.poll(timeout=0),
+    "run": lambda tracer: tracer.run(),
+    "fileno": lambda tracer: tracer.fileno(),
+    "start": lambda tracer: tracer.start(),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
+def test_a_child_is_told(use: Callable[[Tracer], object]) -> None:
+    def act() -> None:
+        with pytest.raises(StateError, match=r"parent|once"):
+            use(tracer)
+
+    with Tracer(on_event=print) as tracer:
+        run("/bin/true")
+        assert in_child(act) == 0
+        tracer.poll(timeout=DEADLINE_S)
+
+
+def test_a_child_makes_its_own() -> None:
+    def act() -> None:
+        with Tracer() as own:
+            goes_on(own)
+
+    with Tracer() as tracer:
+        assert in_child(act) == 0
+        goes_on(tracer)
+
+
+def test_a_child_that_lives_on_holds_nothing() -> None:
+    """Else the programs would run for as long as it does."""
+    with Tracer(), child_of_a_fork() as (child,):
+        end = time.monotonic() + DEADLINE_S
+        while held_by(child):
+            assert time.monotonic() < end, held_by(child)
+            time.sleep(0.05)
+
+
+def test_the_parent_ends_and_its_child_lives_on() -> None:
+    script = (
+        f"tracer = Tracer().start()\n"
+        f"child = os.fork()\n"
+        f"if child == 0:\n    import time\n    time.sleep(60)\n    os._exit(0)\n"
+        f"{READY}print(child, flush=True)\nos._exit(0)"
+    )
+    process = start_script(script, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        process.wait(DEADLINE_S)
+        end = time.monotonic() + DEADLINE_S
+        while held_by(child):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert_nothing_is_left()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.stdout.close()
+
+
+def test_a_fork_while_another_thread_reads() -> None:
+    """The lock that it holds has no owner in the child."""
+    seen: list[Event] = []
+    with Tracer() as tracer:
+        reader = threading.Thread(target=lambda: seen.extend(tracer))
+        reader.start()
+        time.sleep(0.2)
+        for _ in range(5):
+            assert in_child(tracer.close) == 0
+        pid, _ = run("/bin/true")
+        tracer.stop()
+        reader.join(DEADLINE_S)
+        assert not reader.is_alive()
+    assert len(exits(seen, {pid})) == 1
+
+
+def test_a_fork_in_the_callback() -> None:
+    """A child that returns from it gets no more of its parent's events."""
+    children: list[int] = []
+    handed: list[Event] = []
+
+    def on_event(event: Event) -> None:
+        handed.append(event)
+        if not children:
+            children.append(os.fork())
+
+    with Tracer(on_event=on_event) as tracer:
+        pids = {run("/bin/true")[0] for _ in range(20)}
+        parent = os.getpid()
+        try:
+            while len(exits(handed, pids)) < 20:
+                assert tracer.poll(timeout=DEADLINE_S) > 0
+        except StateError:
+            if os.getpid() != parent:
+                os._exit(40 + len(handed))
+            raise
+        finally:
+            if os.getpid() != parent:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 41
+    assert len(exits(handed, pids)) == 20
