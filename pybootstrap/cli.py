@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
+import stat
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Callable
@@ -210,21 +210,21 @@ _told_to_end = False  # SIGINT or SIGTERM came
 
 
 def _write(text: str) -> None:
-    """Writes to standard output at once, in pieces that do not block.
+    """Writes to standard output at once; in pieces that do not block, unless it is a file.
 
     Python's own file objects lose data when a signal interrupts a blocked write, and when somebody
     has made the pipe non-blocking; and they do not return while the reader takes nothing.
     """
     data = memoryview(text.encode(sys.stdout.encoding, "backslashreplace"))
     fd = sys.stdout.fileno()
+    piece = len(data) if stat.S_ISREG(os.fstat(fd).st_mode) else _PIECE
     poller = select.poll()
     poller.register(fd, select.POLLOUT)
     waited = 0
     try:
         while data:
             if poller.poll(_PATIENCE_MS // 4):
-                with contextlib.suppress(BlockingIOError):
-                    data = data[os.write(fd, data[:_PIECE]) :]
+                data = data[_write_some(fd, data[:piece]) :]
                 waited = 0
                 continue
             waited += _PATIENCE_MS // 4
@@ -234,6 +234,13 @@ def _write(text: str) -> None:
         raise
     except OSError as error:
         raise _OutputError(error.strerror) from None
+
+
+def _write_some(fd: int, data: memoryview) -> int:
+    try:
+        return os.write(fd, data)
+    except BlockingIOError:  # non-blocking, and somebody else has filled it meanwhile
+        return 0
 
 
 def _forget_stdout() -> None:

@@ -9,6 +9,7 @@ Text is decoded like file names (`os.fsdecode`): `os.fsencode` gives back every 
 from __future__ import annotations
 
 import struct
+from functools import cache
 from mmap import PAGESIZE
 from os import fsdecode
 from signal import Signals
@@ -20,11 +21,16 @@ from pybootstrap.errors import RecordError
 __all__ = ["Decoder", "Event", "ExecEvent", "ExitEvent", "LostEvent", "ProcessEvent", "Usage"]
 
 
+@cache
+def _members(ctype: Any) -> dict[str, Any]:
+    return dict(ctype.fields)
+
+
 def member(struct_name: str, path: str) -> tuple[int, Any]:
     """Byte offset and cffi type of the member `path` (such as "process.pid") of a C struct."""
     offset, ctype = 0, ffi.typeof(f"struct {struct_name}")
     for name in path.split("."):
-        field = dict(ctype.fields)[name]
+        field = _members(ctype)[name]
         offset, ctype = offset + field.offset, field.type
     return offset, ctype
 
