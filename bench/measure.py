@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""One tracer under one storm: what it costs whom, and what it delivers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from programs import BUILD, ROOT, BenchError, cpus
+
+_SETTLE_S = 0.1  # a tracer that uses no CPU for so long is waiting for events
+_START_LIMIT_S = 20.0
+_END_LIMIT_S = 10.0
+_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a storm consists of."""
+
+    spawns: int = 20_000  # by each storm
+    storms: int = 1  # each on a core of its own
+    idle: int = 0  # live processes held meanwhile, over all storms
+
+    @property
+    def pairs(self) -> int:
+        """How many processes exec and exit, the idle ones included."""
+        return self.spawns * self.storms + self.idle
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A tracer: one command, or several that run together."""
+
+    name: str
+    commands: Sequence[Sequence[str]]
+    lines: int | None  # that it should print for each exec+exit pair; None: not known
+
+
+class Storm(NamedTuple):
+    """What the storms of a load said; means over them."""
+
+    names: list[str]  # how their processes are called
+    spawn_ns: float  # wall time of a spawn
+    cpu_ns: float  # CPU time of a spawn, the kernel's work for it included
+
+
+class Handlers(NamedTuple):
+    """Run-time statistics of BPF programs."""
+
+    run_ns: int
+    runs: int
+
+
+class Result(NamedTuple):
+    """One run of a contender."""
+
+    spawn_ns: float
+    spawn_cpu_ns: float
+    cpu_s: float  # user and system time of the tracer, start to end
+    memory_kb: int  # its largest resident set (VmHWM)
+    delivered: int  # lines about the processes of the storm
+    handler_ns: float  # BPF run time for each exec+exit pair; 0 unless it was asked for
+
+
+# ---- Storms ----
+
+
+def start_storms(load: Load, pause_us: int = 0) -> list[subprocess.Popen[str]]:
+    """Starts the storms of a load: the last CPU first, as interrupts prefer the first."""
+    chosen = cpus()[::-1]
+    idle = load.idle // load.storms
+    return [
+        subprocess.Popen(
+            [
+                *(str(BUILD / "storm"), "-n", str(load.spawns), "-i", str(idle)),
+                *("-u", str(pause_us), "-c", str(chosen[number % len(chosen)])),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(load.storms)
+    ]
+
+
+def storm_results(storms: Sequence[subprocess.Popen[str]]) -> Storm:
+    """Waits for storms. Raises BenchError when one failed."""
+    said = []
+    for storm in storms:
+        output, _ = storm.communicate()
+        if storm.returncode:
+            raise BenchError("the storm failed: see above")
+        said.append(json.loads(output))
+    cpu_ns = [(s["user_us"] + s["system_us"]) * 1000 / max(s["spawns"], 1) for s in said]
+    return Storm(
+        [s["name"] for s in said],
+        sum(s["spawn_ns"] for s in said) / len(said),
+        sum(cpu_ns) / len(said),
+    )
+
+
+# ---- A running tracer ----
+
+
+class Running:
+    """The processes of a contender, from start to end; their output goes to files."""
+
+    def __init__(self, contender: Contender) -> None:
+        self.contender = contender
+        self._outputs: list[IO[bytes]] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        for number, command in enumerate(contender.commands):
+            output = (BUILD / f"output-{number}").open("wb+")
+            errors = (BUILD / f"errors-{number}").open("wb")
+            self._outputs.append(output)
+            self._processes.append(
+                subprocess.Popen(command, stdout=output, stderr=errors, cwd=ROOT)
+            )
+            errors.close()
+
+    def settle(self) -> None:
+        """Waits until all have loaded a BPF program and use no CPU any more."""
+        limit = time.monotonic() + _START_LIMIT_S
+        for number, process in enumerate(self._processes):
+            before = -1.0
+            while not self._loaded(process) or (now := _cpu_s(process.pid)) != before:
+                before = now if self._loaded(process) else -1.0
+                if process.poll() is not None or time.monotonic() > limit:
+                    raise BenchError(f"{self.contender.name} does not start: {_last_words(number)}")
+                time.sleep(_SETTLE_S)
+
+    @staticmethod
+    def _loaded(process: subprocess.Popen[bytes]) -> bool:
+        return bool(_programs(process.pid))
+
+    def memory_kb(self) -> int:
+        """The largest resident set so far, summed over the processes."""
+        return sum(status_number(process.pid, "VmHWM") for process in self._processes)
+
+    def handlers(self) -> Handlers:
+        """What the kernel counted for the BPF programs of all processes so far."""
+        programs: dict[int, Handlers] = {}
+        for process in self._processes:
+            programs.update(_programs(process.pid))
+        counted = programs.values()
+        return Handlers(sum(p.run_ns for p in counted), sum(p.runs for p in counted))
+
+    def end(self) -> float:
+        """Ends all with SIGINT; returns the CPU time that they used, in seconds."""
+        return sum([_end(process) for process in self._processes])
+
+    def delivered(self, names: Sequence[str]) -> int:
+        """How many lines of output are about processes of these names."""
+        wanted = [name.encode() for name in names]
+        count = 0
+        for output in self._outputs:
+            output.seek(0)
+            count += sum(any(name in line for name in wanted) for line in output)
+        return count
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.end()
+        for output in self._outputs:
+            output.close()
+
+
+def _last_words(number: int) -> str:
+    lines = (BUILD / f"errors-{number}").read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it says nothing"
+
+
+def _end(process: subprocess.Popen[bytes]) -> float:
+    """Ends one process, in the end by force; returns its CPU time in s, 0 when it had ended."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        if process.returncode is not None:
+            return 0.0
+        process.send_signal(number)
+        limit = time.monotonic() + _END_LIMIT_S
+        while time.monotonic() < limit:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                return usage.ru_utime + usage.ru_stime
+            time.sleep(0.005)
+    raise BenchError(f"process {process.pid} cannot be ended")
+
+
+# ---- What /proc says ----
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK_S
+
+
+def status_number(pid: int, *names: str) -> int:
+    """The sum of these numbers of proc_pid_status(5), such as "VmHWM", in its own units."""
+    total = 0
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in names:
+            total += int(value.split()[0])
+    return total
+
+
+def _programs(pid: int) -> dict[int, Handlers]:
+    """The BPF programs that a process holds descriptors of, by id."""
+    found = {}
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(OSError):
+            lines = info.read_text().splitlines()
+            fields = dict(line.split(":", 1) for line in lines if ":" in line)
+            if "run_cnt" in fields:
+                counted = Handlers(int(fields["run_time_ns"]), int(fields["run_cnt"]))
+                found[int(fields["prog_id"])] = counted
+    return found
+
+
+@contextlib.contextmanager
+def bpf_stats() -> Iterator[None]:
+    """Has the kernel time every run of a BPF program meanwhile, which costs some itself."""
+    before = _STATS.read_text()
+    _STATS.write_text("1")
+    try:
+        yield
+    finally:
+        _STATS.write_text(before)
+
+
+# ---- Measurements ----
+
+
+def measure(contender: Contender, load: Load) -> Result:
+    """One storm with this contender watching; one without commands is the untraced case."""
+    with Running(contender) as running:
+        running.settle()
+        before = running.handlers()
+        storm = storm_results(start_storms(load))
+        time.sleep(0.2)  # the last events are on their way
+        after = running.handlers()
+        memory_kb = running.memory_kb()
+        cpu_s = running.end()
+        delivered = running.delivered(storm.names)
+    handler_ns = (after.run_ns - before.run_ns) / load.pairs
+    return Result(storm.spawn_ns, storm.cpu_ns, cpu_s, memory_kb, delivered, handler_ns)
+
+
+def start_cpu_s(contender: Contender) -> float:
+    """CPU time in seconds of starting and ending without a storm."""
+    with Running(contender) as running:
+        running.settle()
+        return running.end()

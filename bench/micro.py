@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""How fast the Python side is by itself: records in memory to events, text and JSON; and imports.
+
+Events read a field when it is asked for, so decoding is shown with and without reading all fields.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+from programs import as_users_run
+
+from pybootstrap import ExecEvent, ExitEvent
+from pybootstrap._native import ffi, lib
+from pybootstrap.events import Decoder, Event
+from pybootstrap.render import TextRenderer, render_json
+
+_PROGRAMS = (
+    ("/usr/bin/sh", ("sh", "-c", "test -e /etc/os-release && echo yes")),
+    ("/usr/bin/gcc", ("gcc", "-O2", "-Wall", "-Iinclude", "-c", "main.c", "-o", "main.o")),
+    ("/usr/bin/git", ("git", "status", "--porcelain")),
+    ("/usr/bin/true", ("true",)),
+    ("/opt/söme/bin/run-parts", ("run-parts", "--report", "/etc/cron hourly")),
+)
+
+
+class Speed(NamedTuple):
+    """One measurement: the median of its repeats, and the slowest and fastest."""
+
+    what: str
+    per_second: float
+    slowest: float
+    fastest: float
+
+
+# ---- What is measured on ----
+
+
+def _process(number: int, comm: str) -> dict[str, Any]:
+    return {
+        "start_boottime_ns": 10**12 + number,
+        "cgroup_id": 4242,
+        "pid": 1000 + number,
+        "ppid": 1000,
+        "uid": 1000,
+        "gid": 1000,
+        "sid": 900,
+        "ns_pid": 1000 + number,
+        "comm": comm.encode()[: lib.COMM_SIZE - 1],
+    }
+
+
+def _record(kind: str, number: int, with_args: bool, **more: Any) -> bytes:
+    """The bytes of one record, as `shim_read` gives them out."""
+    filename, args = _PROGRAMS[number % len(_PROGRAMS)]
+    shown = (filename, *(args if with_args else ()))
+    tail = b"".join(part.encode() + b"\0" for part in shown)
+    if kind == "exit" and not with_args:
+        shown, tail = (), b""
+    filename_size = len(filename.encode()) + 1 if shown else 0
+    record: Any = ffi.new(f"struct {kind}_record *", {"tail": tail, **more})
+    size = ffi.sizeof(f"struct {kind}_record") + len(tail)
+    record.record.size = size
+    record.record.kind = lib.RECORD_EXEC if kind == "exec" else lib.RECORD_EXIT
+    record.record.time_ns = 1_700_000_000 * 10**9 + number * 100_000
+    record.process = _process(number, filename.rpartition("/")[2])
+    record.text = {"filename_size": filename_size, "args_size": len(tail) - filename_size}
+    return bytes(ffi.buffer(record, size))
+
+
+def batch(pairs: int, with_args: bool) -> bytes:
+    """The records of so many processes that start and end."""
+    records = []
+    for number in range(pairs):
+        records.append(_record("exec", number, with_args))
+        status = (0, 256, 9)[number % 10 % 3]
+        ran_ns = 1_500_000 * (number % 100)
+        records.append(_record("exit", number, with_args, duration_ns=ran_ns, status=status))
+    return b"".join(records)
+
+
+# ---- Measuring ----
+
+
+def _speed(what: str, items: int, work: Callable[[], object], repeats: int) -> Speed:
+    """Items a second; each repeat does the work once."""
+    speeds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        speeds.append(items / (time.perf_counter() - begin))
+    return Speed(what, statistics.median(speeds), min(speeds), max(speeds))
+
+
+def _read_all(events: Sequence[Event]) -> None:
+    for event in events:
+        if isinstance(event, (ExecEvent, ExitEvent)):
+            event.asdict()
+
+
+def _read_columns(events: Sequence[Event]) -> None:
+    """What the default text shows of an event."""
+    for event in events:
+        if isinstance(event, ExecEvent):
+            _ = event.time_ns, event.comm, event.pid, event.ppid, event.filename
+        elif isinstance(event, ExitEvent):
+            _ = event.time_ns, event.comm, event.pid, event.ppid, event.exit_code
+            _ = event.duration_ns, event.signal
+
+
+def measure_all(pairs: int, repeats: int) -> list[Speed]:
+    """All speeds, over a batch of this many exec+exit pairs."""
+    plain, full = batch(pairs, False), batch(pairs, True)
+    plain_events, full_events = Decoder().decode(plain), Decoder().decode(full)
+    short, long, count = TextRenderer().render, TextRenderer(args=True).render, len(plain_events)
+    work: dict[str, Callable[[], object]] = {
+        "record -> event": lambda: Decoder().decode(plain),
+        "record -> event, with arguments": lambda: Decoder().decode(full),
+        "... and the columns of the text read": lambda: _read_columns(Decoder().decode(plain)),
+        "... and every field read": lambda: _read_all(Decoder().decode(full)),
+        "event -> text line": lambda: short(plain_events),
+        "event -> text line with arguments": lambda: long(full_events),
+        "event -> JSON line": lambda: render_json(full_events),
+        "record -> text line": lambda: short(Decoder().decode(plain)),
+        "record -> JSON line": lambda: render_json(Decoder().decode(full)),
+    }
+    return [_speed(what, count, run, repeats) for what, run in work.items()]
+
+
+_IMPORT = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
+
+
+def import_ms(module: str, repeats: int) -> float:
+    """How long importing a module takes in a fresh interpreter: the median, in ms."""
+    command = [sys.executable, "-c", _IMPORT.format(module)]
+    runs = [subprocess.run(command, capture_output=True, check=True) for _ in range(repeats)]
+    return statistics.median(float(run.stdout) for run in runs) * 1000
+
+
+# ---- The command line ----
+
+
+def table(speeds: Sequence[Speed]) -> str:
+    """The speeds as text."""
+    lines = [f"{'what':<38} {'per second':>11}   {'slowest .. fastest':>22}"]
+    lines += [
+        f"{s.what:<38} {s.per_second:>11,.0f}   {s.slowest:>10,.0f} .. {s.fastest:>9,.0f}"
+        for s in speeds
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints all figures."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pairs", type=int, default=2000, help="exec+exit pairs in a batch")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    options = parser.parse_args()
+    as_users_run()
+    speeds = measure_all(options.pairs, options.repeats)
+    modules = ("pybootstrap", "pybootstrap.cli", "pybootstrap.render", "asyncio")
+    imports = {module: import_ms(module, options.repeats) for module in modules}
+    print(table(speeds))
+    for module, took_ms in imports.items():
+        print(f"import {module:<31} {took_ms:>8.1f} ms")
+    if options.json:
+        figures = {"speeds": [s._asdict() for s in speeds], "import_ms": imports}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""What tracing costs: this project beside others, in interleaved rounds on this machine.
+
+It takes root, and a machine that does little else. It reports, and never fails for being slow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import micro
+import probes
+import programs
+import synthetic
+from measure import Contender, Load, Result, bpf_stats, measure, start_cpu_s
+from programs import BenchError
+from report import Row, grid, median, svg, table
+from targets import BOTH, EXECSNOOP, EXITSNOOP, JSON, PER_EVENT, TEXT, Facts, targets
+from targets import table as target_table
+
+_UNTRACED = Contender("untraced", [], 0)
+_BPFTRACE = """
+tracepoint:sched:sched_process_exec { printf("EXEC %-16s %d\\n", comm, pid); }
+tracepoint:sched:sched_process_exit /pid == tid/ { printf("EXIT %-16s %d\\n", comm, pid); }
+"""
+_NOTES = """
+
+Median (smallest..largest). spawn +%: wall time of a spawn; spawn CPU +%: its CPU time, which other
+work on the machine disturbs less; us/event: the tracer's CPU time above start-up; untraced: the
+second of two storms against the first, so how much chance there is in each figure. Where that is
+more than 10 %, the targets that are wall times of a spawn are not judged.
+"""
+
+
+# ---- Who takes part ----
+
+
+def own_contenders() -> list[Contender]:
+    """The project, in the ways it can be run."""
+    per_event = [sys.executable, str(programs.SOURCES / "per_event.py")]
+    return [
+        Contender(TEXT, [programs.bootstrap()], 2),
+        Contender(JSON, [[*programs.bootstrap(), "--json"]], 2),
+        Contender(PER_EVENT, [per_event], 2),
+    ]
+
+
+def peer_contenders(missing: Sequence[str]) -> list[Contender]:
+    """The others, as far as they are installed."""
+    paths = {peer: programs.find(peer) or peer for peer in programs.PEERS}
+    execsnoop, exitsnoop = [paths["execsnoop"]], [paths["exitsnoop"]]
+    peers = [
+        Contender(EXECSNOOP, [execsnoop], 1),
+        Contender(EXITSNOOP, [exitsnoop], 1),
+        Contender(BOTH, [execsnoop, exitsnoop], 2),
+        Contender("bpftrace", [[paths["bpftrace"], "-e", _BPFTRACE]], 2),
+    ]
+    absent = {paths[peer] for peer in missing}
+    return [p for p in peers if not any(command[0] in absent for command in p.commands)]
+
+
+def _extra_peer(text: str) -> Contender:
+    name, equals, command = text.partition("=")
+    if not (name and equals and command.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=COMMAND")
+    return Contender(name, [shlex.split(command)], None)
+
+
+# ---- Rounds ----
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _add(row: Row, result: Result, base: Result) -> None:
+    row.slowdown.append(result.spawn_ns / base.spawn_ns - 1)
+    row.cpu_slowdown.append(result.spawn_cpu_ns / base.spawn_cpu_ns - 1)
+    row.cpu_s.append(result.cpu_s)
+    row.memory_mb.append(result.memory_kb / 1024)
+    row.delivered.append(result.delivered)
+
+
+def _measure_round(contenders: Sequence[Contender], rows: dict[str, Row], load: Load) -> None:
+    """Each contender once, between two untraced storms whose mean they are held against."""
+    first = measure(_UNTRACED, load)
+    results = {}
+    for contender in contenders:
+        row = rows[contender.name]
+        if row.failure:
+            continue
+        _say(f"{contender.name}: {load}")
+        try:
+            results[contender.name] = measure(contender, load)
+            row.start_cpu_s.append(start_cpu_s(contender))
+        except BenchError as error:
+            row.failure = str(error)
+    last = measure(_UNTRACED, load)
+    means = [(a + b) / 2 for a, b in zip(first[:2], last[:2])]
+    base = first._replace(spawn_ns=means[0], spawn_cpu_ns=means[1])
+    for name, result in results.items():
+        _add(rows[name], result, base)
+    rows["untraced"].slowdown.append(last.spawn_ns / first.spawn_ns - 1)
+    rows["untraced"].cpu_slowdown.append(last.spawn_cpu_ns / first.spawn_cpu_ns - 1)
+
+
+def _in_turn(contenders: Sequence[Contender], rounds: int) -> Iterator[Sequence[Contender]]:
+    """The contenders in an order that moves on each round."""
+    for number in range(rounds):
+        start = number % max(len(contenders), 1)
+        yield [*contenders[start:], *contenders[:start]]
+
+
+def _measure_more(contenders: Sequence[Contender], rows: dict[str, Row], spawns: int) -> None:
+    """What would disturb the rounds: BPF statistics, and start to first event."""
+    for contender in contenders:
+        row = rows[contender.name]
+        if row.failure:
+            continue
+        _say(f"{contender.name}: BPF time and first event")
+        with contextlib.suppress(BenchError):
+            with bpf_stats():
+                row.handler_us.append(measure(contender, Load(spawns)).handler_ns / 1000)
+            row.first_ms.append(probes.first_event_ms(contender))
+
+
+def compare(contenders: Sequence[Contender], load: Load, rounds: int, more: bool) -> list[Row]:
+    """The rows of a table; `more` adds what does not depend on the load."""
+    rows = {c.name: Row(c.name, c.lines, load.pairs) for c in (_UNTRACED, *contenders)}
+    for order in _in_turn(contenders, rounds):
+        _measure_round(order, rows, load)
+        if more:
+            _measure_more(order, rows, max(load.spawns // 4, 1000))
+    _say("")
+    return list(rows.values())
+
+
+# ---- Facts, and how cost grows ----
+
+
+def _speed_figures(repeats: int) -> dict[str, float]:
+    return {s.what: s.per_second for s in micro.measure_all(2000, repeats)}
+
+
+def measure_facts(load: Load, repeats: int) -> Facts:
+    """What needs a run of its own."""
+    _say("latency, idle cost, memory")
+    two = Load(load.spawns, storms=min(2, len(programs.cpus())))
+    under_two = measure(Contender(TEXT, [programs.bootstrap()], 2), two)
+    return Facts(
+        quiet=probes.latency(Load(150), pause_us=20_000),
+        storm=probes.latency(load),
+        idle_wakeups=probes.idle_wakeups(),
+        tracer_memory_mb=probes.tracer_memory_kb() / 1024,
+        lost_in_two_storms=2 * two.pairs - under_two.delivered,
+        speeds=_speed_figures(repeats),
+    )
+
+
+def scale_loads(quick: bool) -> list[Load]:
+    """More spawns, more cores, more live processes."""
+    spawns = (1_000, 5_000) if quick else (1_000, 10_000, 100_000)
+    idle = (0, 2_000) if quick else (0, 5_000, 20_000)
+    storms = (1, 2) if len(programs.cpus()) > 1 else (1,)
+    return [Load(n, s, i) for i in idle for s in storms for n in spawns]
+
+
+def _scale_cells(load: Load, row: Row) -> list[str]:
+    return [
+        row.name,
+        f"{load.spawns:,}",
+        str(load.storms),
+        f"{load.idle:,}",
+        row.failure or f"{100 * median(row.slowdown):.1f}",
+        f"{100 * median(row.cpu_slowdown):.1f}",
+        f"{median(row.cpu_s):.2f}",
+        f"{median(row.memory_mb):.1f}",
+        "-" if row.lost is None else f"{row.lost:,}",
+    ]
+
+
+def scale(contenders: Sequence[Contender], quick: bool) -> tuple[str, list[dict[str, Any]]]:
+    """How cost grows: as a table, and as data."""
+    header = ["tracer", "spawns", "cores", "idle", "spawn +%", "spawn CPU +%", "tracer CPU s"]
+    cells, data = [[*header, "memory MB", "lost"]], []
+    for load in scale_loads(quick):
+        for row in compare(contenders, load, 1 if quick else 3, more=False):
+            if row.name != "untraced":
+                cells.append(_scale_cells(load, row))
+                data.append({"load": vars(load), **row.asdict()})
+    return grid(cells), data
+
+
+def _ceiling(figures: dict[str, Any], seconds: float) -> str:
+    """How many records a second reader, decoder and renderer can take; a table."""
+    _say("synthetic records")
+    try:
+        outcomes = synthetic.measure_all(seconds)
+    except BenchError as error:
+        return f"no synthetic records: {error}"
+    finally:
+        _say("")
+    figures["synthetic"] = [outcome._asdict() for outcome in outcomes]
+    return synthetic.table(outcomes)
+
+
+# ---- The command line ----
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, help="rounds of each tracer (5; with --quick 2)")
+    parser.add_argument("--spawns", type=int, help="spawns of a storm (20000; --quick: 4000)")
+    parser.add_argument("--quick", action="store_true", help="a short run, for a first look")
+    parser.add_argument("--scale", action="store_true", help="also how cost grows: takes long")
+    parser.add_argument("--only", action="append", metavar="NAME", help="only these tracers")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        type=_extra_peer,
+        default=[],
+        metavar="NAME=COMMAND",
+        help="another tracer; it should print comm, a line for each event",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture there")
+    options = parser.parse_args()
+    options.rounds = options.rounds or (2 if options.quick else 5)
+    options.spawns = options.spawns or (4_000 if options.quick else 20_000)
+    return options
+
+
+def _contenders(options: argparse.Namespace) -> list[Contender]:
+    missing = programs.install_peers()
+    if missing:
+        print(
+            f"{', '.join(missing)} not found: install {' and '.join(programs.PACKAGES)} "
+            "to compare with them",
+            file=sys.stderr,
+        )
+    everyone = [*own_contenders(), *peer_contenders(missing), *options.peer]
+    return [c for c in everyone if not options.only or c.name in options.only]
+
+
+def _write_files(options: argparse.Namespace, rows: Sequence[Row], figures: dict[str, Any]) -> None:
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if options.svg:
+        about = figures["machine"]
+        subtitle = f"{options.spawns:,} spawns on one core, {options.rounds} rounds; "
+        subtitle += f"{about['kernel']}, {about['cores']} cores of {about['cpu']}"
+        options.svg.write_text(svg(rows, subtitle))
+
+
+def _report(options: argparse.Namespace) -> None:
+    begin = time.monotonic()
+    programs.as_users_run()
+    programs.build_storm()
+    contenders, load = _contenders(options), Load(options.spawns)
+    figures: dict[str, Any] = {"machine": programs.machine(), "load": vars(load)}
+    print("\n".join(f"{name}: {value}" for name, value in figures["machine"].items()))
+    print(f"storm: {load.spawns:,} spawns on one core; {options.rounds} rounds\n", flush=True)
+    rows = compare(contenders, load, options.rounds, more=True)
+    print(table(rows) + _NOTES, flush=True)
+    figures["rows"] = [row.asdict() for row in rows]
+    if options.scale:
+        some = [c for c in contenders if c.name in {TEXT, PER_EVENT, BOTH}]
+        text, figures["scale"] = scale(some, options.quick)
+        print(text, "\n", flush=True)
+    print(_ceiling(figures, 0.3 if options.quick else 1.0), "\n", flush=True)
+    facts = measure_facts(load, 5 if options.quick else 15)
+    promised = targets({row.name: row for row in rows}, facts)
+    figures["facts"], figures["targets"] = vars(facts), [t._asdict() for t in promised]
+    print(target_table(promised))
+    print(f"\n{time.monotonic() - begin:.0f} s")
+    _write_files(options, rows, figures)
+
+
+def main() -> int:
+    """The command line."""
+    options = _options()
+    if os.geteuid():
+        print("bench/run.py: tracing takes root: try 'sudo make bench'", file=sys.stderr)
+        return 77
+    try:
+        with programs.tracefs():
+            _report(options)
+    except BenchError as error:
+        print(f"bench/run.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+/*
+ * A bounded storm of processes: N times vfork, exec of ./nothing beside this program, and wait4.
+ *
+ *     storm [-n SPAWNS] [-c CPU] [-i IDLE] [-u MICROSECONDS]
+ *
+ * -c binds all of it to one CPU; -i has that many idle processes alive meanwhile; -u pauses between
+ * spawns. SIGTERM ends it early. All that it started is gone when it ends.
+ *
+ * The children run under a name of this storm's own, "nothing-PID", so that a tracer's lines about
+ * them can be told from all others. It prints one JSON object; times are in ns, CPU times in us.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define CHUNKS 20 /* the median is taken over the means of this many parts of the storm */
+
+static volatile sig_atomic_t ending;
+static char path[4096]; /* of the link to ./nothing, named "nothing-PID" */
+static char *name; /* its last part */
+
+static void end(int signal)
+{
+	(void)signal;
+	ending = 1;
+}
+
+static void fail(const char *what)
+{
+	fprintf(stderr, "storm: %s: %s\n", what, strerror(errno));
+	if (*path)
+		unlink(path);
+	exit(1);
+}
+
+static long long now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static void make_link(void)
+{
+	char self[sizeof(path) - 32];
+	ssize_t size = readlink("/proc/self/exe", self, sizeof(self) - 1);
+
+	if (size < 0)
+		fail("/proc/self/exe");
+	self[size] = '\0';
+	*strrchr(self, '/') = '\0';
+	snprintf(path, sizeof(path), "%s/nothing-%d", self, getpid());
+	name = strrchr(path, '/') + 1;
+	if (symlink("nothing", path) && errno != EEXIST)
+		fail(path);
+}
+
+static void bind_to(int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	if (sched_setaffinity(0, sizeof(set), &set))
+		fail("sched_setaffinity");
+}
+
+static pid_t spawn(bool idle)
+{
+	char *args[] = {name, idle ? "wait" : NULL, NULL};
+	char *environment[] = {NULL};
+	pid_t pid = vfork();
+
+	if (pid < 0)
+		fail("vfork");
+	if (pid == 0) {
+		if (idle)
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+		execve(path, args, environment);
+		_exit(127);
+	}
+	return pid;
+}
+
+static void reap(pid_t pid, int expected)
+{
+	int status;
+
+	while (wait4(pid, &status, 0, NULL) < 0)
+		if (errno != EINTR)
+			fail("wait4");
+	if (status != expected) {
+		fprintf(stderr, "storm: a process ended with status %#x\n", status);
+		unlink(path);
+		exit(1);
+	}
+}
+
+/* Waits until the process sleeps: freshly started ones would run in the midst of the storm. */
+static void await_sleep(pid_t pid)
+{
+	char file[64], line[128], state = 0;
+
+	snprintf(file, sizeof(file), "/proc/%d/stat", pid);
+	while (state != 'S') {
+		FILE *stat = fopen(file, "r");
+
+		if (!stat || !fgets(line, sizeof(line), stat))
+			fail(file);
+		fclose(stat);
+		state = strrchr(line, ')')[2];
+		if (state != 'S')
+			usleep(1000);
+	}
+}
+
+static pid_t *start_idle(long count)
+{
+	pid_t *pids = calloc(count ? count : 1, sizeof(*pids));
+
+	if (!pids)
+		fail("calloc");
+	for (long i = 0; i < count; i++)
+		pids[i] = spawn(true);
+	for (long i = 0; i < count; i++)
+		await_sleep(pids[i]);
+	return pids;
+}
+
+static void end_idle(pid_t *pids, long count)
+{
+	for (long i = 0; i < count; i++)
+		kill(pids[i], SIGTERM);
+	for (long i = 0; i < count; i++)
+		reap(pids[i], SIGTERM);
+	free(pids);
+}
+
+/* Returns how many were spawned; *spawn_ns holds the mean. */
+static long run_chunk(long count, long pause_us, double *spawn_ns)
+{
+	long long begin = now_ns();
+	long i;
+
+	for (i = 0; i < count && !ending; i++) {
+		reap(spawn(false), 0);
+		if (pause_us)
+			usleep(pause_us);
+	}
+	*spawn_ns = i ? (double)(now_ns() - begin) / i : 0;
+	return i;
+}
+
+static int compare(const void *a, const void *b)
+{
+	const double *x = a, *y = b;
+
+	return (*x > *y) - (*x < *y);
+}
+
+static double median(double *values, int count)
+{
+	qsort(values, count, sizeof(*values), compare);
+	return (values[(count - 1) / 2] + values[count / 2]) / 2;
+}
+
+static long long cpu_us(bool system)
+{
+	struct rusage self, children;
+	long long us = 0;
+
+	getrusage(RUSAGE_SELF, &self);
+	getrusage(RUSAGE_CHILDREN, &children);
+	for (int i = 0; i < 2; i++) {
+		struct rusage *r = i ? &children : &self;
+		struct timeval *t = system ? &r->ru_stime : &r->ru_utime;
+
+		us += t->tv_sec * 1000000LL + t->tv_usec;
+	}
+	return us;
+}
+
+int main(int argc, char *argv[])
+{
+	long spawns = 20000, idle = 0, pause_us = 0, done = 0;
+	double chunk_ns[CHUNKS];
+	long long begin, wall_ns, user_us, system_us;
+	int option, cpu = -1;
+	pid_t *pids;
+
+	while ((option = getopt(argc, argv, "n:c:i:u:")) != -1) {
+		long *value = option == 'n' ? &spawns : option == 'i' ? &idle : &pause_us;
+
+		if (option == '?')
+			return 2;
+		if (option == 'c')
+			cpu = atoi(optarg);
+		else
+			*value = atol(optarg);
+	}
+	signal(SIGTERM, end);
+	make_link();
+	if (cpu >= 0)
+		bind_to(cpu);
+	pids = start_idle(idle);
+	user_us = cpu_us(false);
+	system_us = cpu_us(true);
+	begin = now_ns();
+	for (int i = 0; i < CHUNKS; i++)
+		done += run_chunk(spawns * (i + 1) / CHUNKS - spawns * i / CHUNKS, pause_us,
+				  &chunk_ns[i]);
+	wall_ns = now_ns() - begin;
+	user_us = cpu_us(false) - user_us;
+	system_us = cpu_us(true) - system_us;
+	end_idle(pids, idle);
+	unlink(path);
+	printf("{\"name\": \"%s\", \"spawns\": %ld, \"idle\": %ld, \"wall_ns\": %lld, "
+	       "\"spawn_ns\": %.0f, \"user_us\": %lld, \"system_us\": %lld}\n",
+	       name, done, idle, wall_ns, median(chunk_ns, CHUNKS), user_us, system_us);
+	return 0;
+}

@@ -1,0 +1,8 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause */
+/* What the synthetic source's two halves share. */
+#ifndef SYNTHETIC_H
+#define SYNTHETIC_H
+
+enum { RECORDS_PER_RUN = 64 };
+
+#endif
