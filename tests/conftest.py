@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -27,11 +29,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("kernel") is None:
-        return
-    reason = why_no_kernel()
-    if reason is None:
-        return
-    if os.environ.get("PYBOOTSTRAP_REQUIRE_KERNEL") == "1":
-        pytest.fail(f"PYBOOTSTRAP_REQUIRE_KERNEL=1, but {reason}", pytrace=False)
-    pytest.skip(reason)
+    if item.get_closest_marker("kernel") is not None:
+        reason = why_no_kernel()
+        if reason is not None:
+            pytest.skip(reason)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Where PYBOOTSTRAP_REQUIRE_KERNEL=1 asks for everything, any skip is a failure."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get("PYBOOTSTRAP_REQUIRE_KERNEL") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"PYBOOTSTRAP_REQUIRE_KERNEL=1, but skipped: {report.longrepr}"

@@ -152,9 +152,7 @@ def test_cpu_time_and_memory(site: Site) -> None:
     recording = check_script(site, Script.of("touch 200 burn 300 4 exit 0"))
     reaped = recording.witness.of(0)[0].reaped
     assert reaped["user_us"] + reaped["system_us"] >= 300_000
-    usage = getattr(exit_of_first(recording), "usage", None)
-    if usage is None:
-        pytest.skip("ExitEvent has no usage yet")
+    usage = exit_of_first(recording).usage
     assert usage.user_ns + usage.system_ns >= 280_000_000
     assert usage.max_rss_bytes >= 200 << 20
     assert usage.minor_faults >= 200 << 8
