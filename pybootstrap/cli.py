@@ -195,12 +195,13 @@ def _open_output(path: str | None) -> None:
     """Makes a file the standard output; by now with the invoking user's rights only."""
     if path is None:
         return
+    # Non-blocking, or a FIFO that nobody reads would hold us here; _write() can deal with that.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        sys.stdout = open(  # noqa: SIM115 - it stays open to the end
-            path, "w", encoding="utf-8", errors="backslashreplace"
-        )
+        fd = os.open(path, flags, 0o666)
     except OSError as error:
         raise _OutputError(f"{path}: {error.strerror}") from None
+    sys.stdout = os.fdopen(fd, "w", encoding="utf-8")
 
 
 _PIECE = 4096  # PIPE_BUF: what a pipe that polls as writable takes without blocking

@@ -80,6 +80,12 @@ def test_an_output_file_is_the_invoking_users(
     assert len((allowed / "x").read_text().splitlines()) == 3
 
 
+def test_a_fifo_that_nobody_reads(bootstrap: Callable[..., Command], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    status, _, err = bootstrap("-o", str(tmp_path / "fifo")).end()
+    assert (status, err.count("\n")) == (74, 1)
+
+
 def test_a_plain_user_with_two_capabilities_can_trace(tmp_path: Path) -> None:
     """CAP_BPF and CAP_PERFMON are enough: root, with everything else taken away."""
     prefix = ["setpriv", "--bounding-set=-all,+bpf,+perfmon"]
