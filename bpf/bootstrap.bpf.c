@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 /*
- * Two programs: handle_exec sees every successful execve, handle_exit every end of a process.
+ * Two programs: handle_exec sees every successful execve, handle_exit every end of a process. The
+ * others are the same for kernels that need it otherwise: handle_exit_old, exec_again, exit_again.
  *
- * Both are attached to BTF-enabled raw tracepoints, so their arguments are typed kernel pointers
+ * All are attached to BTF-enabled raw tracepoints, so their arguments are typed kernel pointers
  * that can be followed like any C pointer; the verifier makes a read of a bad one yield 0.
  */
 #include "vmlinux.h"
@@ -18,8 +19,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Settings, written before load. What is off is removed by the verifier and costs nothing. */
 const volatile unsigned long long min_duration_ns = 0; /* send only exits of at least this age */
 const volatile bool capture_args = false; /* arguments on exec; file name and arguments on exit */
-
-const volatile struct filters filters = {};
+const volatile struct filters filters = {}; /* which processes to report */
 
 /* Counters for user space. */
 unsigned long long untracked = 0; /* execs that found exec_start full */
