@@ -1,17 +1,41 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause */
 /*
- * The ring buffer, its wake-ups and its books; nothing here knows what a record says.
+ * The ring buffer, its wake-ups and its loss counters; nothing here knows what a record says.
  *
- * Waking the reader costs far more than all the rest of a program, so it is done at most once per
- * latency bound. Both sides keep a promise for that:
+ * Waking the reader costs far more than everything else a program does, and a batch of events costs
+ * the reader little more than a single one. So a burst should cost one wake-up and one batch:
  *
- *   here:    a record that comes a bound or more after the last wake-up wakes the reader;
- *   reader:  after it got records it looks again within a bound, and it sleeps without limit only
- *            when it looked a bound or more later and found nothing sent and nothing reserved.
+ *   kernel:  a record wakes the reader if it is the next one that the reader will take. That is
+ *            what bpf_ringbuf_submit() does without flags, and the rest of a burst wakes nobody.
+ *   reader:  when woken it takes nothing yet. It lets records gather for most of the latency bound
+ *            (shim.c), then takes all there are, moves its position past them, executes a full
+ *            memory barrier, and looks once more. It sleeps when that look finds nothing to take.
  *
- * The decision is taken after the record was reserved. So a record that does not wake anybody was
- * either reserved before that last look, which then does not end in sleep, or less than a bound
- * after a wake-up that the reader answers. No record waits longer than the bound.
+ * Why no wake-up is lost. The record at the position p of a sleeping reader is either not reserved,
+ * or reserved and not submitted; what is behind it cannot be taken either. Its submission (1) marks
+ * it, (2) executes a full barrier and (3) reads the reader's position. The reader (4) wrote p, (5)
+ * executed a full barrier and (6) looked for the mark. If (6) did not see (1), then (3) sees (4),
+ * and the record wakes the reader. So a record that is reserved and delayed on one CPU does no harm
+ * when others are submitted behind it. It did when the decision was made from the time of the last
+ * wake-up: the reader was woken for the others, found the head of the ring reserved, and slept,
+ * while the delayed record was submitted without a wake-up.
+ *
+ * Why no event waits longer than the bound: the first that can be taken wakes the reader, all others
+ * of its batch come later. If the reader leaves a reserved record behind, it takes the next batch
+ * as soon as it is woken, because that has waited once.
+ *
+ * A ring that fills up does not wait for the bound: see wakeup_flags().
+ *
+ * What this relies on; tests/unit/test_wakeups.py explores every interleaving of it:
+ *
+ *   1. bpf_ringbuf_submit() has a full barrier between mark and comparison (xchg() in
+ *      bpf_ringbuf_commit(), Linux 5.8 to 7.2).
+ *   2. libbpf writes its position after each record, and stops at one that is not submitted.
+ *   3. A ring has one reader.
+ *   4. epoll reports a wake-up of the ring, edge-triggered, to the epoll_wait() under way or the next
+ *      one, if the ring holds anything by then.
+ *   5. Timers fire, and reader and reserved records get to run: the bound is one of waiting, and
+ *      what an overloaded machine adds comes on top.
  */
 #ifndef RING_BPF_H
 #define RING_BPF_H
@@ -21,30 +45,35 @@ struct {
 	__uint(max_entries, 4096); /* set from user space */
 } rb SEC(".maps");
 
-const volatile unsigned long long max_latency_ns = 0; /* 0: wake the reader for every record */
-const volatile unsigned long long wakeup_bytes =
-	0; /* unread bytes at which the ring counts as filling up */
+/* Unread bytes at which the ring counts as filling up: then the reader stops gathering. */
+const volatile unsigned long long wakeup_bytes = 0;
 
 /* Read by user space; each counter is only ever added to. */
 unsigned long long produced = 0; /* records that should reach the reader */
 unsigned long long lost = 0; /* those of them that found the ring full */
 
-static u64 last_wakeup_ns = 0;
+/* The reader's position, plus 1, when the ring was last found to fill up. */
+unsigned long long filled_at = 0;
 
-/* Not static, so the verifier looks at it once and not at each call. */
+/*
+ * A ring that fills up wakes the reader a second time, so that it takes what has gathered: once for
+ * each of its positions, not for each record, which would be expensive while the reader does not
+ * run. filled_at changes before the wake-up, so the reader knows what woke it, even when this
+ * wake-up and that of the first record become one. Programs on several CPUs can at worst both wake
+ * the reader: whoever finds its position noted leaves the wake-up to the one that noted it.
+ *
+ * Not static, so the verifier looks at it once and not at each call.
+ */
 __noinline u64 wakeup_flags(void)
 {
-	u64 now, since;
+	u64 position;
 
-	if (!max_latency_ns)
-		return BPF_RB_FORCE_WAKEUP;
-	now = bpf_ktime_get_boot_ns();
-	since = now - last_wakeup_ns;
-	/* A filling ring is said sooner, but a reader that does not run is not woken each time. */
-	if (since < max_latency_ns && (since < max_latency_ns / 8 ||
-				       bpf_ringbuf_query(&rb, BPF_RB_AVAIL_DATA) < wakeup_bytes))
-		return BPF_RB_NO_WAKEUP;
-	last_wakeup_ns = now;
+	if (bpf_ringbuf_query(&rb, BPF_RB_AVAIL_DATA) < wakeup_bytes)
+		return 0;
+	position = bpf_ringbuf_query(&rb, BPF_RB_CONS_POS) + 1;
+	if (filled_at == position)
+		return 0;
+	filled_at = position;
 	return BPF_RB_FORCE_WAKEUP;
 }
 

@@ -381,7 +381,8 @@ class LostEvent(NamedTuple):
     """Events are missing here: they found the ring buffer full."""
 
     time_ns: int
-    """Time of the first event after the gap: wall clock, ns since the epoch."""
+    """Time of the first event after the gap: wall clock, ns since the epoch. `since_ns` when none
+    has come since."""
     since_ns: int
     """Time of the last event before the gap; 0 when there was none."""
     count: int  # type: ignore[assignment]  # nobody counts values in it
@@ -442,10 +443,8 @@ class Decoder:
         self.lost, self._time_ns = lost, time_ns
         return events
 
-    def losses(self, lost: int, now_ns: int) -> list[Event]:
+    def loss(self, lost: int) -> LostEvent:
         """The loss that no record tells of yet, `lost` being the kernel's count by now."""
-        if lost <= self.lost:
-            return []
-        gap = LostEvent(now_ns, self._time_ns, lost - self.lost)
+        gap = LostEvent(self._time_ns, self._time_ns, lost - self.lost)
         self.lost = lost
-        return [gap]
+        return gap

@@ -3,36 +3,57 @@
 
 How an event reaches a callback, step by step:
 
-1. The BPF programs put a record into the ring buffer and, at most once per latency bound, wake us.
-2. `shim_read` (C, without the GIL) waits for that and copies whole records into our buffer.
-3. `Decoder` makes events of the batch; they wait in a queue.
-4. The queue is emptied into the callback, the iterator or the list of `read()`, all of them in
-   plain Python. An exception in a callback goes to the caller of `run()` or `poll()`; the events
-   after the one that raised stay in the queue.
+1. The BPF programs put a record into the ring buffer; the first one after we took all wakes us.
+2. `shim_read` (C, without the GIL) waits for that, lets more records gather for most of the latency
+   bound, and copies all of them into our buffer.
+3. `Decoder` makes events of the batch.
+4. `read()` returns them. For the callback and the iterator they wait in a queue, which plain Python
+   empties: an exception in a callback goes to the caller of `run()` or `poll()`, and the events
+   after it stay in the queue.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import signal
 import threading
 import time
 import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from errno import EBADF, EINTR
-from typing import Any, Callable, NamedTuple
+from errno import EBADF, EINTR, ESHUTDOWN
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from pybootstrap._native import ffi, lib
 from pybootstrap.errors import SettingError, StateError, start_error
 from pybootstrap.events import Decoder, Event
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["Stats", "Tracer"]
 
 _BATCH_SIZE = 256 * 1024  # bytes; some thousand events
 _MAX_MS = 2**63 // 10**6  # what fits into the kernel's ns
 _MAX_WAIT = 86400  # seconds of one system call; longer waits are made of several
+
+
+def _closed() -> StateError:
+    return StateError("this Tracer was closed: make a new one in a with statement")
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    """Calls the function in the thread of the loop, unless that has ended."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function)
+
+
+def _milliseconds_until(end: float) -> int:
+    """How long to wait until a time of the monotonic clock, rounded up; at most one day."""
+    return max(0, math.ceil(min(end - time.monotonic(), _MAX_WAIT) * 1000))
 
 
 class Stats(NamedTuple):
@@ -113,14 +134,23 @@ def _fill(filters: Any, name: str, values: Sequence[int | bytes]) -> None:
 
 
 _tracers: weakref.WeakSet[Tracer] = weakref.WeakSet()
+_loading = threading.RLock()  # held while libbpf works on a handle; so no fork gets one half done
+
+
+_main_thread = threading.main_thread().ident  # where Python runs signal handlers
 
 
 def _leave_to_parent() -> None:
+    global _main_thread  # noqa: PLW0603
+    _main_thread = threading.main_thread().ident
+    _loading.release()
     for tracer in list(_tracers):
         tracer._leave_to_parent()
 
 
-os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(
+    before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_leave_to_parent
+)
 
 
 class Tracer:
@@ -200,15 +230,23 @@ class Tracer:
         self._queue: deque[Event] = deque()
         self._decoder = Decoder()
         self._buffer = ffi.NULL
-        self._reading = False
+        self._bytes: Any = b""  # the buffer, as something to slice
+        self._lost = ffi.new("unsigned long long *")
+        self._signal_pipe = -1
+        self._inherited = False  # through fork(2)
+        self._polled = False  # somebody waits on fileno()
         self._stopping = False  # stop() was called
         self._detached = False  # so the programs were detached
         self._ended = False  # and everything from before it was read
-        self._closing = False
+        self._closing = False  # close() was called
+        self._closed = False  # and done
+        self._hooked = False  # signal.set_wakeup_fd() has our pipe
         self._final_stats: Stats | None = None
-        # Reentrant, because a signal handler may call stop(), close() or stats at any moment.
-        self._read_lock = threading.RLock()  # held while reading
-        self._handle_lock = threading.RLock()  # held while another thread may use the handle
+        # Held while reading. Reentrant, because a signal handler may interrupt the read and call
+        # close(), which must not wait for it.
+        self._read_lock = threading.RLock()
+        self._reading = False
+        self._wake_task: Callable[[], object] | None = None  # of the asyncio task that waits
         _tracers.add(self)
 
     # ---- Life: start, stop, close ----
@@ -234,6 +272,8 @@ class Tracer:
             for descriptor in descriptors:
                 os.close(descriptor)
         self._buffer = ffi.new("char[]", _BATCH_SIZE)
+        self._bytes = ffi.buffer(self._buffer)
+        self._signal_pipe = lib.shim_signal_fd(self._shim)
         if self._stopping:  # by a signal handler, meanwhile
             self.stop()
         return self
@@ -241,18 +281,26 @@ class Tracer:
     def _load(self) -> None:
         self._pid = os.getpid()
         handle = ffi.new("struct shim **")
-        code = lib.shim_open(handle, self._settings)
-        self._shim = handle[0]
-        if not self._shim:
-            raise MemoryError
-        self._check(code, "open")
-        code = lib.shim_load(self._shim)
-        if code == -EBADF:
-            raise SettingError(f"not all of these are directories of cgroup v2: {self._cgroups}")
-        self._check(code, "load")
-        self._check(lib.shim_attach(self._shim), "attach")
+        with _loading:
+            code = lib.shim_open(handle, self._settings)
+            if not handle[0]:
+                raise MemoryError
+            # From here on it is passed to any function at any time; the last reference frees it.
+            self._shim = ffi.gc(handle[0], lib.shim_free)
+            self._check(code, "open")
+            code = lib.shim_load(self._shim)
+            if code == -EBADF:
+                raise SettingError(
+                    f"not all of these are directories of cgroup v2: {self._cgroups}"
+                )
+            self._check(code, "load")
+            self._check(lib.shim_attach(self._shim), "attach")
+        if self._closing:
+            raise _closed()
 
     def _check(self, code: int, step: str) -> None:
+        if code == -ESHUTDOWN:
+            raise _closed()
         if code < 0:
             raise start_error(-code, step, ffi.string(lib.shim_log(self._shim)).decode())
 
@@ -263,42 +311,48 @@ class Tracer:
         was recorded until then; after that `run()` and iteration end, and `read()` returns [].
         """
         self._stopping = True
-        with self._handle_lock:
-            # A forked child must not wake its parent, which has the same descriptors.
-            if self._shim and self._pid == os.getpid():
-                lib.shim_wake(self._shim)
+        # A forked child must not wake its parent, which has the same descriptors.
+        if self._pid == os.getpid():
+            lib.shim_wake(self._shim)
 
     def close(self) -> None:
         """Detaches and frees everything; events not read are gone. May be called again.
 
-        Another thread's blocked read ends first. In a signal handler that interrupts a read, the
-        closing happens when that read returns.
+        Another thread's blocked read, or the task that waits in asyncio, ends first. In a signal
+        handler that interrupts a read, the closing happens when that read returns.
         """
         self._closing = True
         self.stop()
         with self._read_lock:
-            if not self._reading and self._shim:
-                self._final_stats = self.stats
-                self._free()
+            if self._reading:
+                return
+            if self._shim and self._final_stats is None:
+                with contextlib.suppress(StateError):  # a handler has closed it just now
+                    self._final_stats = self.stats
+            self._free()
 
     def _free(self) -> None:
-        with self._handle_lock:
-            shim, self._shim = self._shim, ffi.NULL
-            lib.shim_close(shim)
-        self._buffer = ffi.NULL
-        self._ended = True
+        self._closed = self._ended = True
+        if self._hooked and threading.get_ident() == _main_thread:
+            signal.set_wakeup_fd(-1)
+            self._hooked = False
+        with _loading:
+            lib.shim_close(self._shim)
+        self._buffer, self._bytes = ffi.NULL, b""
+        wake_task = self._wake_task
+        if wake_task is not None:
+            wake_task()
 
     def _leave_to_parent(self) -> None:
         """In a child of fork(2), which has the parent's descriptors: closes them, wakes nobody.
 
-        The threads that may have held the locks are not in this process.
+        The threads that may have held the lock are not in this process.
         """
-        self._read_lock, self._handle_lock = threading.RLock(), threading.RLock()
-        self._reading = False
-        if self._shim:
-            self._queue.clear()
-            self._free()
-            self._ended = False
+        self._inherited = True
+        self._read_lock = threading.RLock()
+        self._wake_task = None
+        self._queue.clear()
+        lib.shim_close_in_child(self._shim)
 
     def __enter__(self) -> Tracer:
         return self.start()
@@ -313,7 +367,7 @@ class Tracer:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_shim", None):
+        if getattr(self, "_shim", None) and not self._closed and self._pid == os.getpid():
             warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
             self.close()
 
@@ -323,11 +377,14 @@ class Tracer:
         """The events that are there, in order; waits up to `timeout` seconds for the first.
 
         None waits without limit. An empty list means that none came in time, or that tracing ended.
+        After the first event more may gather before it returns, for at most `max_latency_ms` and
+        within `timeout`. In the main thread it runs signal handlers when they are due.
+
         Raises StateError when not started, closed, inherited through fork(2), or while another
-        thread reads.
+        thread, or the code that a signal handler interrupted, reads.
         """
         if not self._queue:
-            self._fetch(timeout)
+            return self._fetch(timeout)
         events = list(self._queue)
         self._queue.clear()
         return events
@@ -341,7 +398,7 @@ class Tracer:
         if self._on_event is None:
             raise StateError("poll() and run() need a callback: Tracer(on_event=...)")
         if not self._queue:
-            self._fetch(timeout)
+            self._queue.extend(self._fetch(timeout))
         count = 0
         while self._queue:
             count += 1
@@ -360,7 +417,7 @@ class Tracer:
         while not self._queue:
             if self._ended:
                 raise StopIteration
-            self._fetch(None)
+            self._queue.extend(self._fetch(None))
         return self._queue.popleft()
 
     def __aiter__(self) -> Tracer:
@@ -371,27 +428,41 @@ class Tracer:
             if self._ended:
                 raise StopAsyncIteration
             await self._readable()
-            self._fetch(0)
+            if not self._closed:
+                self._queue.extend(self._fetch(0))
         return self._queue.popleft()
 
     async def _readable(self) -> None:
         import asyncio  # slow to import, and most have no use for it
 
+        if self._wake_task is not None:
+            raise StateError("another task waits for the events of this Tracer")
+        loop = asyncio.get_running_loop()
+        # A descriptor of our own: close() may close the Tracer's while the loop still knows it.
+        fd = os.dup(self.fileno())
         ready = asyncio.Event()
-        loop, fd = asyncio.get_running_loop(), self.fileno()
-        loop.add_reader(fd, ready.set)
+        self._wake_task = lambda: _call_soon(loop, ready.set)
         try:
-            await ready.wait()
+            loop.add_reader(fd, ready.set)
+            if not self._ended:  # close() may have missed the waiting task
+                await ready.wait()
         finally:
+            self._wake_task = None
             loop.remove_reader(fd)
+            os.close(fd)
 
     def fileno(self) -> int:
         """A descriptor for select(2), poll(2) or epoll(7): readable when `read(0)` is worth it.
 
-        It belongs to the Tracer. It may be readable although nothing has come.
+        It belongs to the Tracer. It may be readable although there is nothing to read yet: from
+        the first call of `fileno()` on, `read(0)` lets events gather, and the descriptor becomes
+        readable again in time to keep `max_latency_ms`. Raises StateError as `read()`.
         """
         self._check_usable()
+        self._polled = True
         fd: int = lib.shim_fd(self._shim)
+        if fd < 0:
+            raise _closed()
         return fd
 
     @property
@@ -400,53 +471,97 @@ class Tracer:
 
         Raises StateError before the start.
         """
-        with self._handle_lock:
-            if self._final_stats is not None:
-                return self._final_stats
-            self._check_usable()
-            counted = ffi.new("struct shim_stats *")
-            code = lib.shim_stats(self._shim, counted)
-            if code < 0:
-                raise OSError(-code, os.strerror(-code))
-            return Stats(*(getattr(counted, name) for name in Stats._fields))
+        if self._final_stats is not None:
+            return self._final_stats
+        self._check_usable()
+        counted = ffi.new("struct shim_stats *")
+        code = lib.shim_stats(self._shim, counted)
+        if code < 0:
+            raise _closed()
+        return Stats(*(getattr(counted, name) for name in Stats._fields))
 
     def _check_usable(self) -> None:
-        if self._pid not in (0, os.getpid()):
+        if self._inherited:
             raise StateError("this Tracer belongs to the parent process: make a new one after fork")
+        if self._closed:
+            raise _closed()
         if not self._shim:
-            state = "was closed" if self._final_stats else "was not started"
-            raise StateError(f"this Tracer {state}: make a new one in a with statement")
+            raise StateError("this Tracer was not started: use it in a with statement")
 
-    def _fetch(self, timeout: float | None) -> None:
-        """Fills the queue from the ring; leaves it empty on timeout, and when tracing has ended."""
+    def _fetch(self, timeout: float | None) -> list[Event]:
+        """The next events from the ring; none on timeout, and when tracing has ended."""
         if timeout is not None and not timeout >= 0:
             raise SettingError(f"timeout must be None or seconds from 0 on, not {timeout!r}")
-        if not self._read_lock.acquire(blocking=False):
+        lock = self._read_lock  # a fork gives the child a new one
+        if not lock.acquire(blocking=False):
             raise StateError("another thread is reading from this Tracer")
-        nested, self._reading = self._reading, True
         try:
-            self._check_usable()
-            self._fill_queue(timeout)
+            if self._reading:
+                raise StateError("a signal handler cannot read while the code it interrupted reads")
+            self._reading = True
+            try:
+                self._check_usable()
+                if self._hooked or timeout == 0 or threading.get_ident() != _main_thread:
+                    return self._next_batch(timeout)
+                return self._next_batch_or_signal(timeout)
+            finally:
+                self._reading = False
         finally:
-            self._reading = nested
-            self._read_lock.release()
+            lock.release()
             if self._closing:  # a signal handler called close() during the read
                 self.close()
 
-    def _fill_queue(self, timeout: float | None) -> None:
-        end = math.inf if timeout is None else time.monotonic() + timeout
-        wait_ms = None
-        while not self._queue and not self._ended and wait_ms != 0:
+    def _next_batch_or_signal(self, timeout: float | None) -> list[Event]:
+        """`_next_batch` for the main thread: leaves its wait to run Python's signal handlers."""
+        before = -1
+        try:
+            before = self._hook_signals()
+            return self._next_batch(timeout, before)
+        finally:
+            signal.set_wakeup_fd(before)
+            self._hooked = False
+
+    def _hook_signals(self) -> int:
+        """Lets signals end the wait of `shim_read`; returns whose wakeup fd was set before, or -1.
+
+        When a signal comes, in whatever thread, Python's C handler sets a flag and then writes to
+        the wakeup fd. The interpreter looks at the flag after each call that it makes. So the
+        Python handler of a signal that comes before `set_wakeup_fd` has returned runs then, and any
+        later signal puts a byte into our pipe, with which `shim_read` cannot fall asleep. The
+        pipe is emptied only between two calls of `shim_read`. No moment is left out.
+        """
+        self._hooked = True  # before it is: then close() undoes it, whatever happens here
+        before = signal.set_wakeup_fd(self._signal_pipe, warn_on_full_buffer=False)
+        return before if before != self._signal_pipe else -1
+
+    def _take_signals(self, forward_to: int) -> None:
+        """Empties the pipe, for the benefit of whoever had set a wakeup fd before us."""
+        numbers = ffi.new("char[]", 256)
+        while (count := lib.shim_take_signals(self._shim, numbers, 256)) > 0:
+            if forward_to != -1:
+                with contextlib.suppress(OSError):  # full or closed: Python's handler goes on too
+                    os.write(forward_to, ffi.buffer(numbers, count))
+
+    def _next_batch(self, timeout: float | None, forward_to: int = -1) -> list[Event]:
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
             if self._stopping and not self._detached:
                 lib.shim_detach(self._shim)
                 self._detached = True
-            left = end - time.monotonic()
-            wait_ms = -1 if left == math.inf else max(0, math.ceil(min(left, _MAX_WAIT) * 1000))
-            size = lib.shim_read(self._shim, self._buffer, _BATCH_SIZE, wait_ms)
+            wait_ms = -1 if end is None else _milliseconds_until(end)
+            size = lib.shim_read(
+                self._shim, self._buffer, _BATCH_SIZE, wait_ms, self._polled, self._lost
+            )
             if size == -EINTR:
-                continue  # Python ran its signal handlers; they may have called stop()
+                self._take_signals(forward_to)
+                continue  # the handlers have run; they may have called stop()
+            if size == -ESHUTDOWN:
+                raise _closed()
             if size < 0:
                 raise OSError(-size, f"cannot read the ring buffer: {os.strerror(-size)}")
-            self._queue.extend(self._decoder.decode(ffi.buffer(self._buffer, size)[:]))
-            self._queue.extend(self._decoder.losses(lib.shim_lost(self._shim), time.time_ns()))
+            events = self._decoder.decode(self._bytes[:size])
+            if self._lost[0] > self._decoder.lost:
+                events.append(self._decoder.loss(self._lost[0]))
             self._ended = self._detached and size == 0
+            if events or self._ended or wait_ms == 0:
+                return events

@@ -2,16 +2,20 @@
 /*
  * The only place that calls the skeleton and libbpf. It holds no Python: cffi wraps it (build.py).
  *
- * Reading: our own epoll set holds three descriptors.
+ * Reading: an epoll set holds four descriptors, each marked with what it tells (enum woken_by).
  *   - the ring buffer map, edge-triggered: the kernel woke us (see bpf/ring.bpf.h for when it does);
- *   - a timer: the reader's side of that bargain, to look again one latency bound after it got
- *     records, so that whoever waits on shim_fd() keeps the promise without knowing of it;
- *   - an eventfd: shim_wake().
+ *   - a timer: records have gathered long enough; whoever waits on shim_fd() sees it too;
+ *   - an eventfd: shim_wake();
+ *   - a pipe: shim_signal_fd().
+ *
+ * Calls: every function but shim_free() may be called at any time by any thread. Each counts itself
+ * in and out; shim_close() refuses new calls, and the last one that leaves frees what there is.
  */
-#define _GNU_SOURCE /* setresuid() */
+#define _GNU_SOURCE /* setresuid(), pipe2() */
 #include <errno.h>
-#include <poll.h>
+#include <fcntl.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -54,19 +58,24 @@ _Static_assert(sizeof(struct exit_record) + TEXT_SIZE <= SHIM_MIN_READ,
 _Static_assert(2 * (sizeof(struct exit_record) + TEXT_SIZE) <= SHIM_MIN_RING,
 	       "any ring must hold any record");
 
+enum woken_by { BY_RING = 1, BY_TIMER = 2, BY_STOP = 4, BY_SIGNAL = 8 };
+
 struct shim {
+	atomic_uint calls; /* in progress, and CLOSED */
 	struct bootstrap_bpf *skeleton;
 	struct ring_buffer *rb;
 	int epoll_fd;
 	int timer_fd;
 	int wake_fd;
+	int signal_pipe[2];
 	struct shim_settings settings;
 	unsigned long long received;
 	unsigned long long missed; /* as of the last shim_stats() that was allowed to know */
 	unsigned long long lost; /* as of the last read that emptied the ring */
-	long long delay_ns; /* what the timer was set to last; 0: to nothing that counts as quiet */
-	long long quiet_ns; /* at least this long ago something was read */
-	bool more; /* the last read filled its buffer, so the ring may hold more */
+	unsigned long long filled_at; /* bss->filled_at as of the last drain */
+	bool gathering; /* the ring woke us, and the timer is set */
+	bool behind; /* the last drain left a record that was not submitted yet */
+	bool more; /* the last drain filled its buffer, so the ring may hold more */
 
 	/* The read under way, for take_record(). */
 	char *buffer;
@@ -82,6 +91,33 @@ struct shim {
 };
 
 static int take_record(void *ctx, void *data, size_t size);
+
+/* ---- Calls in progress ---- */
+
+#define CLOSED (1u << 31)
+
+static void release(struct shim *s);
+
+static bool enter(struct shim *s)
+{
+	unsigned int calls;
+
+	if (!s)
+		return false;
+	calls = atomic_load(&s->calls);
+	do {
+		if (calls & CLOSED)
+			return false;
+	} while (!atomic_compare_exchange_weak(&s->calls, &calls, calls + 1));
+	return true;
+}
+
+static int leave(struct shim *s, int result)
+{
+	if (atomic_fetch_sub(&s->calls, 1) == (CLOSED | 1))
+		release(s);
+	return result;
+}
 
 /* ---- What is about this tool, and not about any: its settings and its counters ---- */
 
@@ -114,7 +150,6 @@ static int apply_settings(struct shim *s)
 	int err;
 
 	skeleton->rodata->min_duration_ns = o->min_duration_ns;
-	skeleton->rodata->max_latency_ns = o->max_latency_ns;
 	skeleton->rodata->wakeup_bytes = o->ring_size / 4;
 	skeleton->rodata->capture_args = o->capture_args;
 	skeleton->rodata->filters = o->filters;
@@ -166,15 +201,12 @@ static unsigned long long missed(const struct bpf_program *one, const struct bpf
 	return bpf_program__fd(again) < 0 || first < second ? first : second;
 }
 
-int shim_stats(struct shim *s, struct shim_stats *stats)
+static void count(struct shim *s, struct shim_stats *stats)
 {
 	const struct bootstrap_bpf__bss *bss = s->skeleton->bss;
 	const __typeof__(s->skeleton->progs) *progs = &s->skeleton->progs;
 
-	memset(stats, 0, sizeof(*stats));
 	stats->received = s->received;
-	if (!bss || !s->rb)
-		return 0; /* not loaded yet */
 	stats->produced = counter(&bss->produced);
 	stats->lost = counter(&bss->lost);
 	stats->untracked = counter(&bss->untracked);
@@ -182,10 +214,19 @@ int shim_stats(struct shim *s, struct shim_stats *stats)
 	stats->missed = missed(progs->handle_exec, progs->exec_again) +
 			missed(has_bpf_loop() ? progs->handle_exit : progs->handle_exit_old,
 			       progs->exit_again);
-	/* Who has given up privileges may not ask any more, and gets what was known before. */
+	/* After dropping privileges the query may fail: then the last known value stands. */
 	s->missed = stats->missed > s->missed ? stats->missed : s->missed;
 	stats->missed = s->missed;
-	return 0;
+}
+
+int shim_stats(struct shim *s, struct shim_stats *stats)
+{
+	if (!enter(s))
+		return -ESHUTDOWN;
+	memset(stats, 0, sizeof(*stats));
+	if (__atomic_load_n(&s->rb, __ATOMIC_ACQUIRE)) /* loaded */
+		count(s, stats);
+	return leave(s, 0);
 }
 
 /* ---- libbpf's log ---- */
@@ -228,6 +269,8 @@ static int stop_logging(int err)
 
 const char *shim_log(struct shim *s)
 {
+	if (!s || !s->log_stream)
+		return "";
 	fflush(s->log_stream);
 	return s->log ? s->log : "";
 }
@@ -248,9 +291,9 @@ const char *shim_libbpf_version(void)
 
 /* ---- Open, load, attach, detach, close ---- */
 
-static int watch(struct shim *s, int fd, uint32_t events)
+static int watch(struct shim *s, int fd, uint32_t events, enum woken_by mark)
 {
-	struct epoll_event event = {.events = events, .data.fd = fd};
+	struct epoll_event event = {.events = events, .data.u32 = mark};
 
 	return epoll_ctl(s->epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
 }
@@ -262,10 +305,12 @@ static int open_descriptors(struct shim *s)
 	s->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	s->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (s->epoll_fd < 0 || s->timer_fd < 0 || s->wake_fd < 0)
+	if (s->epoll_fd < 0 || s->timer_fd < 0 || s->wake_fd < 0 ||
+	    pipe2(s->signal_pipe, O_CLOEXEC | O_NONBLOCK))
 		return -errno;
-	err = watch(s, s->timer_fd, EPOLLIN);
-	return err ? err : watch(s, s->wake_fd, EPOLLIN);
+	err = watch(s, s->timer_fd, EPOLLIN | EPOLLET, BY_TIMER);
+	err = err ?: watch(s, s->wake_fd, EPOLLIN, BY_STOP);
+	return err ?: watch(s, s->signal_pipe[0], EPOLLIN, BY_SIGNAL);
 }
 
 /* What our time namespace adds to the CLOCK_BOOTTIME that the BPF programs see: time_namespaces(7). */
@@ -284,21 +329,10 @@ static long long boottime_offset_ns(void)
 	return offset;
 }
 
-int shim_open(struct shim **shim, const struct shim_settings *settings)
+static int open_skeleton(struct shim *s)
 {
-	struct shim *s = calloc(1, sizeof(*s));
-	int err;
+	int err = open_descriptors(s);
 
-	*shim = s;
-	if (!s)
-		return -ENOMEM;
-	s->epoll_fd = s->timer_fd = s->wake_fd = -1;
-	s->settings = *settings;
-	s->namespace_ns = boottime_offset_ns();
-	s->log_stream = open_memstream(&s->log, &s->log_size);
-	if (!s->log_stream)
-		return -ENOMEM;
-	err = open_descriptors(s);
 	if (err)
 		return err;
 	start_logging(s);
@@ -307,8 +341,23 @@ int shim_open(struct shim **shim, const struct shim_settings *settings)
 	return stop_logging(err);
 }
 
-int shim_load(struct shim *s)
+int shim_open(struct shim **shim, const struct shim_settings *settings)
 {
+	struct shim *s = calloc(1, sizeof(*s));
+
+	*shim = s;
+	if (!s)
+		return -ENOMEM;
+	s->epoll_fd = s->timer_fd = s->wake_fd = s->signal_pipe[0] = s->signal_pipe[1] = -1;
+	s->settings = *settings;
+	s->namespace_ns = boottime_offset_ns();
+	s->log_stream = open_memstream(&s->log, &s->log_size);
+	return s->log_stream ? open_skeleton(s) : -ENOMEM;
+}
+
+static int load(struct shim *s)
+{
+	struct ring_buffer *rb;
 	int ring_fd, err;
 
 	start_logging(s);
@@ -317,18 +366,29 @@ int shim_load(struct shim *s)
 	if (err)
 		return stop_logging(err);
 	ring_fd = bpf_map__fd(s->skeleton->maps.rb);
-	s->rb = ring_buffer__new(ring_fd, take_record, s, NULL);
-	err = s->rb ? watch(s, ring_fd, EPOLLIN | EPOLLET) : -errno;
+	rb = ring_buffer__new(ring_fd, take_record, s, NULL);
+	err = rb ? watch(s, ring_fd, EPOLLIN | EPOLLET, BY_RING) : -errno;
+	__atomic_store_n(&s->rb, rb, __ATOMIC_RELEASE); /* shim_stats() may be under way */
 	return stop_logging(err);
 }
 
-int shim_attach(struct shim *s)
+int shim_load(struct shim *s)
+{
+	return enter(s) ? leave(s, load(s)) : -ESHUTDOWN;
+}
+
+static int attach(struct shim *s)
 {
 	start_logging(s);
 	return stop_logging(bootstrap_bpf__attach(s->skeleton));
 }
 
-int shim_detach(struct shim *s)
+int shim_attach(struct shim *s)
+{
+	return enter(s) ? leave(s, attach(s)) : -ESHUTDOWN;
+}
+
+static int detach(struct shim *s)
 {
 	const struct timespec grace = {.tv_nsec = 100000000};
 
@@ -341,16 +401,20 @@ int shim_detach(struct shim *s)
 	return 0;
 }
 
+int shim_detach(struct shim *s)
+{
+	return enter(s) ? leave(s, detach(s)) : -ESHUTDOWN;
+}
+
 static void close_descriptor(int fd)
 {
 	if (fd >= 0)
 		close(fd);
 }
 
-void shim_close(struct shim *s)
+/* Frees everything but the handle itself, which late callers may still ask. */
+static void release(struct shim *s)
 {
-	if (!s)
-		return;
 	start_logging(s);
 	ring_buffer__free(s->rb);
 	bootstrap_bpf__destroy(s->skeleton);
@@ -358,6 +422,31 @@ void shim_close(struct shim *s)
 	close_descriptor(s->epoll_fd);
 	close_descriptor(s->timer_fd);
 	close_descriptor(s->wake_fd);
+	close_descriptor(s->signal_pipe[0]);
+	close_descriptor(s->signal_pipe[1]);
+}
+
+void shim_close(struct shim *s)
+{
+	if (!enter(s))
+		return;
+	atomic_fetch_or(&s->calls, CLOSED);
+	leave(s, 0);
+}
+
+void shim_close_in_child(struct shim *s)
+{
+	if (!s || atomic_load(&s->calls) & CLOSED)
+		return;
+	atomic_store(&s->calls, 0); /* the threads that made these calls are not in this process */
+	shim_close(s);
+}
+
+void shim_free(struct shim *s)
+{
+	if (!s)
+		return;
+	shim_close(s);
 	if (s->log_stream)
 		fclose(s->log_stream);
 	free(s->log);
@@ -421,112 +510,155 @@ static int set_timer(struct shim *s, long long delay_ns)
 	return timerfd_settime(s->timer_fd, 0, &t, NULL) ? -errno : 0;
 }
 
-/* Is nothing in the ring, not even a record reserved and not sent yet? The map's poll says that. */
-static bool ring_is_empty(struct shim *s)
-{
-	struct pollfd p = {.fd = bpf_map__fd(s->skeleton->maps.rb), .events = POLLIN};
-
-	return poll(&p, 1, 0) == 0;
-}
-
 /*
- * When to look again, so that nothing waits longer than the bound (see bpf/ring.bpf.h): soon after
- * a quiet time, for an exit often follows its exec closely; then less and less often, up to the
- * bound, which is all there is to it while events keep coming.
+ * Records gather for most of the bound. The rest of it is for waking up before, and for taking,
+ * decoding and printing the batch after.
  */
-static int look_later(struct shim *s)
+static int gather(struct shim *s)
 {
-	long long bound = s->settings.max_latency_ns;
-
-	s->delay_ns = s->delay_ns ? 2 * s->delay_ns : bound / 16 + 1;
-	if (s->delay_ns > bound)
-		s->delay_ns = bound;
-	return set_timer(s, s->delay_ns);
+	s->gathering = true;
+	return set_timer(s, s->settings.max_latency_ns - s->settings.max_latency_ns / 8);
 }
 
-/* After a look that found nothing: sleep without limit, once a whole bound has passed like that. */
-static int look_later_or_sleep(struct shim *s)
+/* libbpf's rounds, until one that began after a full barrier finds nothing: see bpf/ring.bpf.h. */
+static int consume(struct shim *s)
 {
-	s->quiet_ns += s->delay_ns;
-	if (s->quiet_ns < (long long)s->settings.max_latency_ns || !ring_is_empty(s))
-		return look_later(s);
-	s->delay_ns = 0;
-	return set_timer(s, 0);
+	int n;
+
+	do {
+		n = ring_buffer__consume(s->rb);
+		atomic_thread_fence(memory_order_seq_cst);
+	} while (n > 0);
+	return n;
 }
 
-/* Takes what is there and sets the timer for the next look. */
-static int drain(struct shim *s, bool timer_fired)
+/* Takes what is there; returns the bytes used of the buffer. */
+static int drain(struct shim *s)
 {
-	int err;
+	const struct bootstrap_bpf__bss *bss = s->skeleton->bss;
+	int err = 0;
 
+	if (s->gathering)
+		err = set_timer(s, 0);
+	if (err)
+		return err;
+	s->gathering = false;
 	s->used = 0;
 	s->wall_offset_ns = now_ns(CLOCK_REALTIME) - (now_ns(CLOCK_BOOTTIME) - s->namespace_ns);
-	err = ring_buffer__consume(s->rb);
+	s->filled_at = counter(&bss->filled_at);
+	err = consume(s);
 	s->more = err == -ENOBUFS;
-	if (err < 0 && !s->more)
+	if (s->more)
+		return set_timer(s, 1) ?: (int)s->used; /* for those who wait on shim_fd() */
+	if (err < 0)
 		return err;
-	if (!s->more)
-		s->lost = counter(&s->skeleton->bss->lost);
-	if (s->used > 0)
-		s->quiet_ns = 0;
-	if (s->more) {
-		s->delay_ns = 0;
-		err = set_timer(s, 1); /* for those who wait on shim_fd() */
-	} else if (s->used > 0) {
-		err = look_later(s);
-	} else if (timer_fired) {
-		err = look_later_or_sleep(s);
-	} else {
-		err = 0;
-	}
-	return err ? err : (int)s->used;
+	s->lost = counter(&bss->lost);
+	s->behind = counter(&bss->produced) - s->lost > s->received;
+	return (int)s->used;
 }
 
-int shim_read(struct shim *s, void *buffer, unsigned int size, int timeout_ms)
+/* Is it time to take what is there, or to let more gather? */
+static bool is_due(struct shim *s, unsigned int woken_by)
 {
-	long long end = timeout_ms > 0 ? now_ns(CLOCK_MONOTONIC) + timeout_ms * 1000000LL : 0;
+	if (s->more || woken_by & (BY_TIMER | BY_STOP))
+		return true;
+	if (!(woken_by & BY_RING))
+		return false;
+	return s->gathering || s->behind || s->settings.max_latency_ns == 0 ||
+	       counter(&s->skeleton->bss->filled_at) != s->filled_at;
+}
+
+/* Waits, and says why it returned; 0: in vain. */
+static int await(struct shim *s, int timeout_ms, unsigned int *woken_by)
+{
+	struct epoll_event events[4];
+	int n = epoll_wait(s->epoll_fd, events, 4, timeout_ms);
+
+	if (n < 0)
+		return -errno;
+	*woken_by = 0;
+	for (int i = 0; i < n; i++)
+		*woken_by |= events[i].data.u32;
+	return 0;
+}
+
+static int read_records(struct shim *s, int timeout_ms, bool may_gather)
+{
+	const long long end = timeout_ms > 0 ? now_ns(CLOCK_MONOTONIC) + timeout_ms * 1000000LL : 0;
+	unsigned int woken_by = 0;
 	long long left;
+	int got, err;
+
+	for (;;) {
+		err = await(s, s->more ? 0 : timeout_ms, &woken_by);
+		if (err)
+			return err;
+		if (is_due(s, woken_by) || (timeout_ms == 0 && !may_gather)) {
+			got = drain(s);
+			if (got || woken_by & BY_STOP)
+				return got;
+		} else if (woken_by & BY_RING) {
+			err = gather(s);
+			if (err)
+				return err;
+		}
+		if (woken_by & BY_SIGNAL)
+			return -EINTR;
+		if (timeout_ms == 0)
+			return 0;
+		if (timeout_ms > 0) {
+			left = end - now_ns(CLOCK_MONOTONIC);
+			timeout_ms = left > 0 ? (left + 999999) / 1000000 : 0;
+			may_gather = false;
+		}
+	}
+}
+
+int shim_read(struct shim *s, void *buffer, unsigned int size, int timeout_ms, int may_gather,
+	      unsigned long long *lost)
+{
 	int got;
 
 	if (size < SHIM_MIN_READ)
 		return -EINVAL;
+	if (!enter(s))
+		return -ESHUTDOWN;
 	s->buffer = buffer;
 	s->size = size;
-	for (;;) {
-		struct epoll_event events[3];
-		bool woken = false, timer_fired = false;
-		int wait_ms = s->more ? 0 : timeout_ms;
-		int n = epoll_wait(s->epoll_fd, events, 3, wait_ms);
-
-		if (n < 0)
-			return -errno;
-		for (int i = 0; i < n; i++) {
-			woken |= events[i].data.fd == s->wake_fd;
-			timer_fired |= events[i].data.fd == s->timer_fd;
-		}
-		got = drain(s, timer_fired);
-		if (got || woken || timeout_ms == 0)
-			return got;
-		if (timeout_ms > 0) {
-			left = end - now_ns(CLOCK_MONOTONIC);
-			timeout_ms = left > 0 ? (left + 999999) / 1000000 : 0;
-		}
-	}
+	got = s->rb ? read_records(s, timeout_ms, may_gather) : -EINVAL;
+	*lost = s->lost;
+	return leave(s, got);
 }
 
 int shim_wake(struct shim *s)
 {
 	const uint64_t one = 1;
 
-	return write(s->wake_fd, &one, sizeof(one)) == sizeof(one) ? 0 : -errno;
-}
-
-unsigned long long shim_lost(const struct shim *s)
-{
-	return s->lost;
+	if (!enter(s))
+		return -ESHUTDOWN;
+	return leave(s, write(s->wake_fd, &one, sizeof(one)) == sizeof(one) ? 0 : -errno);
 }
 
 int shim_fd(struct shim *s)
 {
-	return s->epoll_fd;
+	return enter(s) ? leave(s, s->epoll_fd) : -ESHUTDOWN;
+}
+
+int shim_signal_fd(struct shim *s)
+{
+	return enter(s) ? leave(s, s->signal_pipe[1]) : -ESHUTDOWN;
+}
+
+static int take_signals(struct shim *s, void *buffer, unsigned int size)
+{
+	ssize_t got = read(s->signal_pipe[0], buffer, size);
+
+	if (got < 0)
+		return errno == EAGAIN ? 0 : -errno;
+	return got;
+}
+
+int shim_take_signals(struct shim *s, void *buffer, unsigned int size)
+{
+	return enter(s) ? leave(s, take_signals(s, buffer, size)) : -ESHUTDOWN;
 }

@@ -2,8 +2,9 @@
 /*
  * What Python may call: one opaque handle, open -> load -> attach -> read ... -> close.
  *
- * Every function that returns int returns 0 or more, or -errno. A handle belongs to one thread at a
- * time; only shim_wake() and shim_stats() may be called by another while it lives.
+ * Every function that returns int returns 0 or more, or -errno; -ESHUTDOWN when the handle is NULL or
+ * was closed. One thread at a time may open, load, attach, detach and read; the others may be called
+ * by any thread at any time. Until shim_free() a handle may be passed to all of them.
  * cffi's declarations are made from this file, so no macros and no includes are needed to read it.
  */
 #ifndef SHIM_H
@@ -11,10 +12,10 @@
 
 struct shim;
 
-/* What is set before load; a field is the rodata variable or map size of the same name. */
+/* What is set before load. */
 struct shim_settings {
 	unsigned long long min_duration_ns;
-	unsigned long long max_latency_ns;
+	unsigned long long max_latency_ns; /* how long shim_read() lets an event wait for others */
 	unsigned int ring_size; /* bytes: a power of two and a multiple of the page size */
 	unsigned int max_processes; /* entries of the state map */
 	unsigned int capture_args; /* 0 or 1 */
@@ -37,7 +38,10 @@ struct shim_stats {
  * shim_log(), unless there was no memory for it. */
 int shim_open(struct shim **shim, const struct shim_settings *settings);
 
-/* Makes the maps and has the verifier check the programs. -EBADF: a cgroup is none (of v2). */
+/*
+ * Makes the maps and has the verifier check the programs. -EBADF: one of the cgroup descriptors is
+ * not a directory of cgroup v2.
+ */
 int shim_load(struct shim *shim);
 
 /* From here on events are recorded. */
@@ -48,10 +52,16 @@ int shim_detach(struct shim *shim);
 
 /*
  * Moves records to buffer, back to back, each as long as its record.size; returns the bytes used.
- * Waits up to timeout_ms (-1: without limit) for the first one; 0 means that none came in time, or
- * shim_wake(). -EINTR: a signal came. size must be at least SHIM_MIN_READ.
+ * Waits up to timeout_ms (-1: without limit) for the first one, and then lets more gather, as long
+ * as max_latency_ns and timeout_ms allow. 0 means that none came in time, or shim_wake(). -EINTR: a
+ * signal came. size must be at least SHIM_MIN_READ. *lost becomes how many records were lost before
+ * the last read that emptied the ring.
+ *
+ * With timeout_ms 0 it takes what is there, unless may_gather is set: then only what has gathered
+ * long enough. That is for those who wait on shim_fd().
  */
-int shim_read(struct shim *shim, void *buffer, unsigned int size, int timeout_ms);
+int shim_read(struct shim *shim, void *buffer, unsigned int size, int timeout_ms, int may_gather,
+	      unsigned long long *lost);
 
 enum { SHIM_MIN_READ = 64 * 1024, SHIM_MIN_RING = 64 * 1024, SHIM_MAX_RING = 1024 * 1024 * 1024 };
 
@@ -61,16 +71,28 @@ int shim_wake(struct shim *shim);
 /* The descriptor that is readable when shim_read() has something to do; owned by the handle. */
 int shim_fd(struct shim *shim);
 
-/* How many records were lost before the last read that emptied the ring. */
-unsigned long long shim_lost(const struct shim *shim);
+/*
+ * The write end of a pipe, for signal.set_wakeup_fd(): as long as a byte is in it, shim_read()
+ * returns -EINTR instead of waiting. Owned by the handle.
+ */
+int shim_signal_fd(struct shim *shim);
+
+/* Takes up to size bytes out of that pipe; returns how many. */
+int shim_take_signals(struct shim *shim, void *buffer, unsigned int size);
 
 int shim_stats(struct shim *shim, struct shim_stats *stats);
 
 /* What libbpf and the kernel's verifier said on this handle; valid until the next call on it. */
 const char *shim_log(struct shim *shim);
 
-/* Detaches and frees everything. shim may be NULL. */
+/* Detaches and frees everything else, once no other call is in progress. May be called again. */
 void shim_close(struct shim *shim);
+
+/* The same in a child of fork(2), where calls of other threads never end. */
+void shim_close_in_child(struct shim *shim);
+
+/* Closes and frees the handle itself; nobody may use it any more. */
+void shim_free(struct shim *shim);
 
 /*
  * Gives up privileges, for good: all capabilities, from every set, the means to get any by executing

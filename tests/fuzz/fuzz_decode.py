@@ -52,7 +52,7 @@ def check(data: bytes) -> list[Event]:
         events = decoder.decode(data)
     except RecordError:
         return []
-    events += decoder.losses(decoder.lost + 1, 1)
+    events.append(decoder.loss(decoder.lost + 1))
     assert sum(not isinstance(e, LostEvent) for e in events) <= len(data) // min(HEADS.values())
     for event in events:
         check_event(event)

@@ -198,9 +198,9 @@ def test_a_gap_is_reported_where_it_is() -> None:
 def test_a_gap_that_no_record_follows() -> None:
     decoder = Decoder()
     decoder.decode(exec_record(record__time_ns=10, record__lost=3))
-    assert decoder.losses(3, 50) == []
-    assert decoder.losses(5, 50) == [LostEvent(time_ns=50, since_ns=10, count=2)]
-    assert decoder.losses(5, 60) == []
+    assert decoder.lost == 3
+    assert decoder.loss(5) == LostEvent(time_ns=10, since_ns=10, count=2)
+    assert decoder.lost == 5
 
 
 @given(st.binary(max_size=400))
