@@ -96,6 +96,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="end after N events",
     )
     parser.add_argument(
+        "--latency",
+        metavar="MS",
+        type=_whole_number(0, MAX_DURATION_MS, " of milliseconds"),
+        default=100,
+        help="let an event wait up to MS milliseconds for others (default %(default)s): one batch "
+        "of many costs far less than many of one; 0 prints each at once",
+    )
+    parser.add_argument(
         "-o", "--output", metavar="FILE", help="write to FILE, as the invoking user may"
     )
     parser.add_argument(

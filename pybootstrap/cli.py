@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import stat
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Callable
 
@@ -44,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
 
     try:
         if options.version:
-            _write(_version())
+            _stdout().write(_version())
             return 0
         return _check() if options.check else _trace(options)
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -79,8 +81,7 @@ def _trace(options: argparse.Namespace) -> int:
     header, render = _make_renderer(options)
 
     def end(*_: object) -> None:
-        global _told_to_end  # noqa: PLW0603
-        _told_to_end = True
+        _limit_patience()
         tracer.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -88,9 +89,9 @@ def _trace(options: argparse.Namespace) -> int:
     try:
         with tracer:
             give_up(become)
-            _open_output(options.output)
-            _write(header)
-            _print_events(tracer, render, options.count or sys.maxsize)
+            output = _open_output(options.output)
+            output.write(header)
+            _print_events(tracer, render, output, options.count or sys.maxsize)
     except _OutputError:
         _report_losses(tracer.stats, options.strict)
         raise
@@ -110,6 +111,7 @@ def _make_tracer(options: argparse.Namespace) -> Tracer:
         comms=options.comm,
         cgroups=options.cgroup,
         failed=options.failed,
+        max_latency_ms=options.latency,
         verbose=options.verbose,
         **{name: value for name, value in given.items() if value is not None},
     )
@@ -125,20 +127,35 @@ def _make_renderer(options: argparse.Namespace) -> tuple[str, Callable[[list[Eve
     return text.header, text.render
 
 
-def _print_events(tracer: Tracer, render: Callable[[list[Event]], str], left: int) -> None:
+def _print_events(
+    tracer: Tracer, render: Callable[[list[Event]], str], output: _Output, left: int
+) -> None:
     from pybootstrap.events import LostEvent
 
+    tracer._hook_signals()  # once: nobody else in this process sets a wakeup fd
     while left > 0:
         events = tracer.read()
         if not events:
             break  # stopped
-        events = events[:left]
-        _write(render(events))
+        if len(events) > left:
+            events = _first(events, left)
+        output.write(render(events))
+        left -= len(events)
         for event in events:
-            if isinstance(event, LostEvent):
+            if type(event) is LostEvent:
+                left += 1
                 _say(f"{event.count} events lost: the ring buffer was full")
-            else:
-                left -= 1
+
+
+def _first(events: list[Event], count: int) -> list[Event]:
+    """The first `count` events that are not losses, with the losses between them."""
+    from pybootstrap.events import LostEvent
+
+    for index, event in enumerate(events):
+        if count == 0:
+            return events[:index]
+        count -= not isinstance(event, LostEvent)
+    return events
 
 
 def _report_losses(stats: Stats, strict: bool) -> int:
@@ -166,18 +183,20 @@ def _check() -> int:
 
     status = 0
     for check in surroundings():
-        _write(f"{'ok' if check.ok else 'NOT OK':<7} {check.name}: {check.detail}\n")
+        _stdout().write(f"{'ok' if check.ok else 'NOT OK':<7} {check.name}: {check.detail}\n")
         if not check.ok:
             status = status or (EX_NOPERM if check.lacks == "privilege" else EX_UNAVAILABLE)
     if status == 0:
         try:
             Tracer().start().close()
         except BootstrapError as error:
-            _write(f"NOT OK  tracing: {error}\n")
+            _stdout().write(f"NOT OK  tracing: {error}\n")
             return _status_of(error)
         dead = lib.shim_kernel_has_struct(b"trace_event_raw_sched_process_exit")
         form = "says which thread is the last" if dead else "does not say which thread is the last"
-        _write(f"ok      tracing: ring buffer and programs work; the exit tracepoint {form}\n")
+        _stdout().write(
+            f"ok      tracing: ring buffer and programs work; the exit tracepoint {form}\n"
+        )
     return status
 
 
@@ -191,57 +210,71 @@ def _version() -> str:
 # ---- Output ----
 
 
-def _open_output(path: str | None) -> None:
-    """Makes a file the standard output; by now with the invoking user's rights only."""
+def _open_output(path: str | None) -> _Output:
+    """The file, or standard output; by now with the invoking user's rights only."""
     if path is None:
-        return
-    # Non-blocking, or a FIFO that nobody reads would hold us here; _write() can deal with that.
+        return _stdout()
+    # Non-blocking, or a FIFO that nobody reads would hold us here; _Output can deal with that.
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        fd = os.open(path, flags, 0o666)
+        return _Output(os.open(path, flags, 0o666), "utf-8")
     except OSError as error:
         raise _OutputError(f"{path}: {error.strerror}") from None
-    sys.stdout = os.fdopen(fd, "w", encoding="utf-8")
 
 
 _PIECE = 4096  # PIPE_BUF: what a pipe that polls as writable takes without blocking
-_PATIENCE_MS = 1000  # with a reader that takes nothing, once we were told to end
+_PATIENCE_S = 1  # with readers that take nothing, once we were told to end
 
-_told_to_end = False  # SIGINT or SIGTERM came
+_give_up_at: float | None = None  # time.monotonic() when that is over
 
 
-def _write(text: str) -> None:
-    """Writes to standard output at once; in pieces that do not block, unless it is a file.
+def _limit_patience() -> None:
+    """We were told to end, or a reader has taken something since: patience counts from now."""
+    global _give_up_at  # noqa: PLW0603
+    _give_up_at = time.monotonic() + _PATIENCE_S
+
+
+class _Output:
+    """A descriptor that is written to at once; in pieces that do not block, unless it is a file.
 
     Python's own file objects lose data when a signal interrupts a blocked write, and when somebody
     has made the pipe non-blocking; and they do not return while the reader takes nothing.
     """
-    data = memoryview(text.encode(sys.stdout.encoding, "backslashreplace"))
-    fd = sys.stdout.fileno()
-    piece = len(data) if stat.S_ISREG(os.fstat(fd).st_mode) else _PIECE
-    poller = select.poll()
-    poller.register(fd, select.POLLOUT)
-    waited = 0
-    try:
-        while data:
-            if poller.poll(_PATIENCE_MS // 4):
-                data = data[_write_some(fd, data[:piece]) :]
-                waited = 0
-                continue
-            waited += _PATIENCE_MS // 4
-            if _told_to_end and waited >= _PATIENCE_MS:
-                raise _OutputError("its reader takes nothing")
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise _OutputError(error.strerror) from None
+
+    def __init__(self, fd: int, encoding: str) -> None:
+        self._fd = fd
+        self._encoding = encoding
+        self._piece = sys.maxsize if stat.S_ISREG(os.fstat(fd).st_mode) else _PIECE
+        poller = select.poll()
+        poller.register(fd, select.POLLOUT)
+        self._poll = poller.poll
+
+    def write(self, text: str) -> None:
+        """Raises BrokenPipeError when nobody reads any more, _OutputError when it takes no more."""
+        data = text.encode(self._encoding, "backslashreplace")
+        try:
+            while data:
+                if self._poll(_PATIENCE_S * 250):
+                    data = data[self._write_some(data[: self._piece]) :]
+                elif _give_up_at is not None and time.monotonic() >= _give_up_at:
+                    raise _OutputError("its reader takes nothing")
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _OutputError(error.strerror) from None
+
+    def _write_some(self, piece: bytes) -> int:
+        try:
+            written = os.write(self._fd, piece)
+        except BlockingIOError:  # non-blocking, and somebody else has filled it meanwhile
+            return 0
+        if _give_up_at is not None:
+            _limit_patience()
+        return written
 
 
-def _write_some(fd: int, data: memoryview) -> int:
-    try:
-        return os.write(fd, data)
-    except BlockingIOError:  # non-blocking, and somebody else has filled it meanwhile
-        return 0
+def _stdout() -> _Output:
+    return _Output(sys.stdout.fileno(), sys.stdout.encoding)
 
 
 def _forget_stdout() -> None:
@@ -253,8 +286,11 @@ def _forget_stdout() -> None:
 
 
 def _say(message: object) -> None:
-    if sys.stderr is not None:
-        print(f"bootstrap: {message}", file=sys.stderr, flush=True)
+    """A line to standard error; nothing where nobody can take it."""
+    if sys.stderr is None:
+        return
+    with contextlib.suppress(OSError, _OutputError):
+        _Output(sys.stderr.fileno(), "utf-8").write(f"bootstrap: {message}\n")
 
 
 def _fail(message: object, status: int) -> int:

@@ -109,13 +109,15 @@ def wait_for_first_line(command: Command) -> bytes:
     assert command.process.stdout is not None
     os.set_blocking(command.process.stdout.fileno(), False)
     end = time.monotonic() + DEADLINE_S
-    while not (line := command.process.stdout.readline()):
+    line = b""
+    while not line.endswith(b"\n"):  # it may come in pieces
+        line += command.process.stdout.readline() or b""
         assert time.monotonic() < end
         assert command.process.poll() is None
         subprocess.run(["/bin/true"], check=True)
         time.sleep(0.02)
     os.set_blocking(command.process.stdout.fileno(), True)
-    return bytes(line)
+    return line
 
 
 # ---- Names ----
