@@ -520,6 +520,8 @@ class Tracer:
         finally:
             signal.set_wakeup_fd(before)
             self._hooked = False
+            if before != -1:  # a handler that raised has left its byte to us
+                self._take_signals(before)
 
     def _hook_signals(self) -> int:
         """Lets signals end the wait of `shim_read`; returns whose wakeup fd was set before, or -1.

@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""Signals, handlers, threads and tasks that interrupt a Tracer at the worst moment: a reader ends
+when it is told, and no call crashes the interpreter or waits for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from types import FrameType
+from typing import Any, Callable
+
+import pytest
+
+from pybootstrap import Event, StateError, Tracer
+from tests.kernel.conftest import DEADLINE_S, Command, run, until_exit
+
+ONE_HOUR_MS = 3_600_000
+ENDINGS = int(os.environ.get("PYBOOTSTRAP_ENDINGS", "40"))  # runs of the command
+
+Start = Callable[..., Command]
+
+
+class AlarmError(Exception):
+    """What the handler of SIGALRM raises."""
+
+
+@contextlib.contextmanager
+def handler(number: signal.Signals, function: Callable[..., Any]) -> Iterator[None]:
+    before = signal.signal(number, function)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def raise_alarm(*_: object) -> None:
+    raise AlarmError
+
+
+# pytest-timeout's own way is SIGALRM, too.
+uses_alarm = pytest.mark.timeout(method="thread")
+
+
+@pytest.fixture
+def quiet() -> Iterator[Tracer]:
+    """A Tracer that gets no events."""
+    with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
+        yield tracer
+
+
+# ---- Signals ----
+
+
+@uses_alarm
+@pytest.mark.parametrize("timeout", [5.0, None])
+def test_no_signal_is_swallowed_around_the_sleep(quiet: Tracer, timeout: float | None) -> None:
+    """A timer fires at any moment from before the call to well into its sleep."""
+    sleeps, swallowed = 0, 0
+    with handler(signal.SIGALRM, raise_alarm):
+        for number in range(10_000):
+            begin = time.monotonic()
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + number % 120), 2.0)
+                quiet.read(timeout)
+                swallowed += 1  # it timed out instead
+            except AlarmError:
+                waited = time.monotonic() - begin
+                swallowed += waited > 1
+                sleeps += waited > 60e-6
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    assert swallowed == 0
+    assert sleeps > 100  # it did get as far as the sleep
+    assert quiet.read(0) == []  # and whatever was interrupted, it still works
+
+
+def test_a_signal_that_another_thread_gets_ends_the_read(quiet: Tracer) -> None:
+    """The kernel may give it to any thread; the handler runs in the main thread."""
+    blocked = threading.Event()
+    end = threading.Event()
+
+    def other() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+        blocked.wait(DEADLINE_S)
+        while not asleep_in_read(main):
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        end.wait(DEADLINE_S)
+
+    main = threading.get_native_id()
+    thread = threading.Thread(target=other)
+    thread.start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        with handler(signal.SIGUSR1, raise_alarm):
+            blocked.set()
+            begin = time.monotonic()
+            with pytest.raises(AlarmError):
+                quiet.read(DEADLINE_S)
+            assert time.monotonic() - begin < DEADLINE_S / 2
+    finally:
+        end.set()
+        thread.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def asleep_in_read(thread: int) -> bool:
+    """Whether a thread of this process waits in epoll_wait(2)."""
+    with open(f"/proc/self/task/{thread}/wchan") as file:
+        if "epoll" in file.read():
+            return True
+    with open(f"/proc/self/task/{thread}/syscall") as file:
+        return file.read().split()[0] in {"232", "281", "22"}  # x86-64, and generic numbers
+
+
+@uses_alarm
+def test_a_wakeup_fd_of_others_stays_and_gets_its_signals(quiet: Tracer) -> None:
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    before = signal.set_wakeup_fd(theirs)
+    try:
+        with handler(signal.SIGALRM, raise_alarm):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(AlarmError):
+                quiet.read(DEADLINE_S)
+        assert os.read(ours, 10) == bytes([signal.SIGALRM])
+        assert signal.set_wakeup_fd(before) == theirs
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(ours)
+        os.close(theirs)
+
+
+@uses_alarm
+def test_no_wakeup_fd_is_left_behind(quiet: Tracer) -> None:
+    with handler(signal.SIGALRM, raise_alarm):
+        for number in range(2000):
+            with contextlib.suppress(AlarmError):
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + number % 60))
+                quiet.read(0.001)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    quiet.close()
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+# ---- The command ends when it is told ----
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_ends_whenever_it_is_told(bootstrap: Start, number: signal.Signals) -> None:
+    """0 to 20 ms after an event that it prints, and while records gather."""
+    for _ in range(ENDINGS):
+        command = bootstrap("--latency", "8")
+        command.wait_for_header()
+        assert command.process.stdout is not None
+        run("/bin/true")
+        while command.process.stdout.read1() == b"":  # type: ignore[attr-defined]
+            assert command.process.poll() is None
+        time.sleep(random.uniform(0, 0.02))
+        begin = time.monotonic()
+        command.process.send_signal(number)
+        status, _, _ = command.end()
+        assert status == 0
+        assert time.monotonic() - begin < 2
+
+
+@pytest.mark.parametrize("streams", [("stderr",), ("stdout",), ("stdout", "stderr")])
+def test_blocked_streams_do_not_keep_it_alive(bootstrap: Start, streams: tuple[str, ...]) -> None:
+    """Losses are reported to a standard error that nobody reads and that is full."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(65536))
+    os.set_blocking(writer, True)
+    try:
+        to = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        to |= dict.fromkeys(streams, writer)
+        command = bootstrap("--json", "--ring-size", "64K", **to)
+        wait_until_attached(command)
+        command.process.send_signal(signal.SIGSTOP)
+        for _ in range(400):  # more than the ring holds
+            run("/bin/true")
+        command.process.send_signal(signal.SIGCONT)
+        time.sleep(0.2)  # so that it meets the full pipe before it is told to end
+        begin = time.monotonic()
+        command.process.send_signal(signal.SIGTERM)
+        command.process.wait(DEADLINE_S)
+        assert time.monotonic() - begin < 3
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def wait_until_attached(command: Command) -> None:
+    end = time.monotonic() + DEADLINE_S
+    links = 0
+    while links < 2:
+        assert time.monotonic() < end
+        links = 0
+        for fd in os.listdir(f"/proc/{command.process.pid}/fdinfo"):
+            with (
+                contextlib.suppress(OSError),
+                open(f"/proc/{command.process.pid}/fdinfo/{fd}") as info,
+            ):
+                links += "link_id:" in info.read()
+
+
+# ---- close() at every instruction ----
+
+
+class At:
+    """Calls a function at the n-th instruction of the package's Python code, as a handler would."""
+
+    def __init__(self, number: int, function: Callable[[], object]) -> None:
+        self.left = number
+        self.function = function
+
+    def trace(self, frame: FrameType, what: str, _: object) -> Any:
+        if "pybootstrap" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        if what == "opcode":
+            self.left -= 1
+            if self.left == 0:
+                sys.settrace(None)
+                self.function()
+                return None
+        return self.trace
+
+    def run(self, call: Callable[[], object]) -> bool:
+        """Whether the call was long enough to be interrupted."""
+        sys.settrace(self.trace)
+        try:
+            call()
+        except StateError:
+            pass
+        finally:
+            sys.settrace(None)
+        return self.left <= 0
+
+
+CALLS: dict[str, Callable[[Tracer], object]] = {
+    "stats": lambda tracer: tracer.stats,
+    "stop": lambda tracer: tracer.stop(),
+    "fileno": lambda tracer: tracer.fileno(),
+    "read": lambda tracer: tracer.read(0.001),
+    "poll": lambda tracer: tracer.poll(0),
+    "close": lambda tracer: tracer.close(),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_close_at_every_instruction(name: str) -> None:
+    """Whatever a handler interrupts: the Tracer is closed in the end, and nothing crashes."""
+    number, interrupted = 0, True
+    step = 3 if name in ("read", "poll") else 1  # the long ones
+    while interrupted:
+        number += step
+        with Tracer(on_event=repr, ring_size=65536, max_processes=16) as tracer:
+            interrupted = At(number, tracer.close).run(partial(CALLS[name], tracer))
+            if interrupted:
+                with pytest.raises(StateError, match="closed"):
+                    tracer.read(0)
+    assert number > 5
+
+
+@pytest.mark.parametrize("closing", [Tracer.close, Tracer.stop])
+def test_start_interrupted_at_every_instruction(closing: Callable[[Tracer], object]) -> None:
+    number, interrupted = 0, True
+    while interrupted:
+        number += 5
+        tracer = Tracer(ring_size=65536, max_processes=16)
+        interrupted = At(number, partial(closing, tracer)).run(tracer.start)
+        tracer.close()
+        with pytest.raises(StateError):
+            tracer.read(0)
+    assert number > 20
+
+
+def test_calls_of_many_threads_while_it_is_closed() -> None:
+    errors: list[BaseException] = []
+
+    def use(call: Callable[[Tracer], object], tracer: Tracer, begin: threading.Barrier) -> None:
+        begin.wait()
+        try:
+            for _ in range(1000):
+                call(tracer)
+        except StateError:
+            pass
+        except BaseException as error:  # whatever it is, the test is to see it
+            errors.append(error)
+
+    for _ in range(10):
+        with Tracer(ring_size=65536, max_processes=16) as tracer:
+            begin = threading.Barrier(6)
+            calls = [*(CALLS[name] for name in ("stats", "stop", "fileno", "read")), Tracer.close]
+            threads = [threading.Thread(target=use, args=[call, tracer, begin]) for call in calls]
+            for thread in threads:
+                thread.start()
+            begin.wait()
+            for thread in threads:
+                thread.join(DEADLINE_S)
+                assert not thread.is_alive()
+    assert errors == []
+
+
+# ---- Nested reads ----
+
+
+@uses_alarm
+def test_a_handler_cannot_read_what_its_victim_reads() -> None:
+    """And nothing of the interrupted read's events is lost."""
+    refused: list[StateError] = []
+    events: list[Event] = []
+
+    def nested(*_: object) -> None:
+        try:
+            events.extend(tracer.read(0))  # when it interrupts something else
+        except StateError as error:
+            refused.append(error)
+
+    with Tracer(max_latency_ms=1) as tracer, handler(signal.SIGALRM, nested):
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        try:
+            pids = [run("/bin/true")[0] for _ in range(200)]
+            end = time.monotonic() + DEADLINE_S
+            while not until_exit(*pids)(events):
+                assert time.monotonic() < end
+                events.extend(tracer.read(0.1))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        assert refused
+        assert "handler" in str(refused[0])
+        stats = tracer.stats
+        assert len(events) == stats.received
+        assert stats.lost == 0
+
+
+# ---- asyncio ----
+
+
+async def wait_for_all(*tasks: asyncio.Task[Any]) -> list[Any]:
+    return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), DEADLINE_S)
+
+
+async def events_of(tracer: Tracer) -> list[Event]:
+    return [event async for event in tracer]
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_closing_wakes_the_task_that_waits(thread: bool) -> None:
+    async def main() -> list[Any]:
+        tracer = Tracer(min_duration_ms=ONE_HOUR_MS).start()
+        task = asyncio.create_task(events_of(tracer))
+        await asyncio.sleep(0.05)
+        if thread:
+            await asyncio.get_running_loop().run_in_executor(None, tracer.close)
+        else:
+            tracer.close()
+        return await wait_for_all(task)
+
+    assert asyncio.run(main()) == [[]]
+
+
+def test_leaving_the_block_wakes_the_task_that_waits() -> None:
+    async def main() -> list[Any]:
+        async with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
+            task = asyncio.create_task(events_of(tracer))
+            await asyncio.sleep(0.05)
+        return await wait_for_all(task)
+
+    assert asyncio.run(main()) == [[]]
+
+
+def test_a_second_task_that_waits_is_told() -> None:
+    async def main() -> list[Any]:
+        async with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
+            tasks = [asyncio.create_task(events_of(tracer)) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            tracer.stop()
+            return await wait_for_all(*tasks)
+
+    first, second = asyncio.run(main())
+    assert first == []
+    assert isinstance(second, StateError)
+    assert "task" in str(second)
+
+
+def test_a_cancelled_task_makes_room_for_another() -> None:
+    async def main() -> list[Any]:
+        async with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
+            for _ in range(3):
+                task = asyncio.create_task(events_of(tracer))
+                await asyncio.sleep(0.01)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            last = asyncio.create_task(events_of(tracer))
+            await asyncio.sleep(0.01)
+            tracer.stop()
+            return await wait_for_all(last)
+
+    assert asyncio.run(main()) == [[]]
