@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
 from mmap import PAGESIZE
-from time import localtime, strftime
+from time import localtime
 from typing import Callable
 
 from pybootstrap._native import lib
@@ -185,7 +185,7 @@ class TextRenderer:
 
     def _set_clock(self, time_ns: int) -> None:
         self._second = time_ns // 1_000_000_000
-        self._clock = strftime("%H:%M:%S", localtime(self._second))
+        self._clock = "%02d:%02d:%02d" % localtime(self._second)[3:6]  # noqa: UP031
 
 
 def _arguments(tail: bytes, flags: int) -> str:
