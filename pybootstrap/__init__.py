@@ -11,17 +11,50 @@ Needs Linux 5.10 or newer with BTF, and root or the capabilities CAP_BPF and CAP
 """
 
 from pybootstrap._version import __version__
-from pybootstrap.errors import (
-    BootstrapError,
-    LoadError,
-    PrivilegeError,
-    RecordError,
-    SettingError,
-    StateError,
-    UnsupportedKernelError,
-)
-from pybootstrap.events import Event, ExecEvent, ExitEvent, LostEvent, ProcessEvent, Usage
-from pybootstrap.tracer import Stats, Tracer
+
+TYPE_CHECKING = False  # type checkers take it for True; importing typing's would take 3 ms
+if TYPE_CHECKING:
+    from pybootstrap.errors import (
+        BootstrapError,
+        LoadError,
+        PrivilegeError,
+        RecordError,
+        SettingError,
+        StateError,
+        UnsupportedKernelError,
+    )
+    from pybootstrap.events import Event, ExecEvent, ExitEvent, LostEvent, ProcessEvent, Usage
+    from pybootstrap.tracer import Stats, Tracer
+else:
+    # The same at run time, but imported when first asked for (PEP 562): importing one module of
+    # this package, as the command does, must not load the others.
+    _NAMES = {
+        "errors": (
+            "BootstrapError",
+            "LoadError",
+            "PrivilegeError",
+            "RecordError",
+            "SettingError",
+            "StateError",
+            "UnsupportedKernelError",
+        ),
+        "events": ("Event", "ExecEvent", "ExitEvent", "LostEvent", "ProcessEvent", "Usage"),
+        "tracer": ("Stats", "Tracer"),
+    }
+
+    def __getattr__(name):
+        from importlib import import_module
+
+        for module_name, names in _NAMES.items():
+            if name == module_name or name in names:
+                module = import_module(f"{__name__}.{module_name}")
+                globals()[name] = module if name == module_name else getattr(module, name)
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *_NAMES, *__all__})
+
 
 __all__ = [
     "BootstrapError",

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""What `import pybootstrap` offers, though it loads each part only when it is asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import pybootstrap
+from pybootstrap import errors, events, tracer
+
+
+@pytest.mark.parametrize("name", pybootstrap.__all__)
+def test_public_names_are_those_of_their_modules(name: str) -> None:
+    homes = [vars(module) for module in (errors, events, tracer)]
+    if name != "__version__":
+        assert any(getattr(pybootstrap, name) is home.get(name) for home in homes)
+    assert name in dir(pybootstrap)
+
+
+def test_errors_and_modules_export_nothing_that_the_package_lacks() -> None:
+    raised = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert raised <= set(pybootstrap.__all__)
+    assert set(tracer.__all__) | set(events.__all__) - {"Decoder"} <= set(pybootstrap.__all__)
+
+
+def test_star_import_gives_every_public_name() -> None:
+    names: dict[str, object] = {}
+    exec("from pybootstrap import *", names)
+    assert set(pybootstrap.__all__) <= set(names)
+
+
+def test_unknown_names_are_not_there() -> None:
+    with pytest.raises(AttributeError, match="module 'pybootstrap' has no attribute 'tracing'"):
+        pybootstrap.tracing  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_modules_are_attributes_without_an_import_of_their_own() -> None:
+    code = "import pybootstrap; print(pybootstrap.tracer.Tracer is pybootstrap.Tracer)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
