@@ -10,9 +10,9 @@
 Needs Linux 5.10 or newer with BTF, and root or the capabilities CAP_BPF and CAP_PERFMON.
 """
 
+from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap._version import __version__
 
-TYPE_CHECKING = False  # type checkers take it for True; importing typing's would take 3 ms
 if TYPE_CHECKING:
     from pybootstrap.errors import (
         BootstrapError,

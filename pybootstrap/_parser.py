@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import NoReturn
+
+TYPE_CHECKING = False  # as in _typing.py
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 DESCRIPTION = """\
 Shows every process of the machine that starts a program (EXEC) and every process that ends (EXIT),

@@ -11,12 +11,13 @@ import stat
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Callable
 
 from pybootstrap._parser import EX_USAGE, make_parser
+from pybootstrap._typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
+    from typing import Callable
 
     from pybootstrap.errors import BootstrapError
     from pybootstrap.events import Event

@@ -9,14 +9,18 @@ Text is decoded like file names (`os.fsdecode`): `os.fsencode` gives back every 
 from __future__ import annotations
 
 import struct
+import sys
 from functools import cache
 from mmap import PAGESIZE
 from os import fsdecode
 from signal import Signals
-from typing import Any, Callable, ClassVar, NamedTuple, Union
 
 from pybootstrap._native import ffi, lib
+from pybootstrap._typing import TYPE_CHECKING, NamedTuple
 from pybootstrap.errors import RecordError
+
+if TYPE_CHECKING:
+    from typing import Any, Callable, ClassVar
 
 __all__ = ["Decoder", "Event", "ExecEvent", "ExitEvent", "LostEvent", "ProcessEvent", "Usage"]
 
@@ -389,7 +393,12 @@ class LostEvent(NamedTuple):
     """How many events were lost."""
 
 
-Event = Union[ExecEvent, ExitEvent, LostEvent]
+if sys.version_info >= (3, 10):
+    Event = ExecEvent | ExitEvent | LostEvent
+else:
+    from typing import Union
+
+    Event = Union[ExecEvent, ExitEvent, LostEvent]
 
 
 def signal_name(number: int) -> str:

@@ -7,9 +7,9 @@ import os
 import pwd
 from collections.abc import Mapping
 from errno import EPERM
-from typing import NamedTuple
 
 from pybootstrap._native import lib
+from pybootstrap._typing import NamedTuple
 from pybootstrap.errors import PrivilegeError, SettingError
 
 _KEEP = 2**32 - 1  # as setresuid(2) has it: no change

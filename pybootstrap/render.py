@@ -14,12 +14,11 @@ from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
 from mmap import PAGESIZE
 from time import localtime
-from typing import Callable
 
 from pybootstrap._native import lib
+from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.events import (
     USAGE,
-    Event,
     ExecEvent,
     ExitEvent,
     Usage,
@@ -29,6 +28,11 @@ from pybootstrap.events import (
     signal_name,
     split_cpu_time,
 )
+
+if TYPE_CHECKING:
+    from typing import Callable
+
+    from pybootstrap.events import Event
 
 __all__ = ["HEADER", "TextRenderer", "escape", "render_json"]
 

@@ -25,14 +25,17 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from errno import EBADF, EINTR, ESHUTDOWN
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from pybootstrap._native import ffi, lib
+from pybootstrap._typing import TYPE_CHECKING, NamedTuple
 from pybootstrap.errors import SettingError, StateError, start_error
-from pybootstrap.events import Decoder, Event
+from pybootstrap.events import Decoder
 
 if TYPE_CHECKING:
     import asyncio
+    from typing import Any, Callable
+
+    from pybootstrap.events import Event
 
 __all__ = ["Stats", "Tracer"]
 

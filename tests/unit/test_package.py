@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
+import typing
 
 import pytest
 
 import pybootstrap
-from pybootstrap import errors, events, tracer
+from pybootstrap import LostEvent, Stats, Usage, errors, events, tracer
+from pybootstrap.privileges import Account
 
 
 @pytest.mark.parametrize("name", pybootstrap.__all__)
@@ -41,3 +44,31 @@ def test_modules_are_attributes_without_an_import_of_their_own() -> None:
     code = "import pybootstrap; print(pybootstrap.tracer.Tracer is pybootstrap.Tracer)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+def _loaded_by(code: str) -> set[str]:
+    """The modules that code loads in an interpreter of its own."""
+    script = f"import sys; before = set(sys.modules); {code}; print(*set(sys.modules) - before)"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_parts_of_the_command_load_nothing_slow() -> None:
+    loaded = _loaded_by("import pybootstrap.tracer, pybootstrap.render, pybootstrap.privileges")
+    assert {"pybootstrap.tracer", "enum"} <= loaded
+    assert not loaded & {"typing", "asyncio", "pathlib", "inspect"}
+
+
+@pytest.mark.parametrize("kind", [Stats, Usage, LostEvent, Account])
+def test_named_tuples_are_as_typing_makes_them(kind: typing.Any) -> None:
+    make: typing.Any = typing.NamedTuple
+    twin = make(kind.__name__, list(typing.get_type_hints(kind).items()))
+    values = range(len(kind._fields))
+    value, twins = kind(*values), twin(*values)
+    assert (value, repr(value), value._asdict()) == (twins, repr(twins), twins._asdict())
+    assert set(dir(kind)) >= set(dir(twin)) - {"__orig_bases__"}
+    assert pickle.loads(pickle.dumps(value)) == value
+    assert type(value) is kind
+    with pytest.raises(TypeError):
+        kind(*values, 1)
