@@ -21,7 +21,8 @@ from programs import as_users_run
 from pybootstrap import ExecEvent, ExitEvent
 from pybootstrap._native import ffi, lib
 from pybootstrap.events import Decoder, Event
-from pybootstrap.render import TextRenderer, render_json
+from pybootstrap.render import TextRenderer
+from pybootstrap.render_json import render_json
 
 _PROGRAMS = (
     ("/usr/bin/sh", ("sh", "-c", "test -e /etc/os-release && echo yes")),

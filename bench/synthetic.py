@@ -23,7 +23,8 @@ from programs import BUILD, BenchError, build_synthetic, cpus
 from pybootstrap import LostEvent, Tracer
 from pybootstrap._native import ffi, lib
 from pybootstrap.events import Event
-from pybootstrap.render import TextRenderer, render_json
+from pybootstrap.render import TextRenderer
+from pybootstrap.render_json import render_json
 
 _BUFFER_SIZE = 256 * 1024  # bytes
 _WAIT_S = 0.05

@@ -134,10 +134,12 @@ def _make_tracer(options: argparse.Namespace) -> Tracer:
 
 def _make_renderer(options: argparse.Namespace) -> tuple[str, Callable[[list[Event]], str]]:
     """What to print first, and what makes lines of events."""
-    from pybootstrap.render import TextRenderer, render_json
-
     if options.json:
+        from pybootstrap.render_json import render_json
+
         return "", render_json
+    from pybootstrap.render import TextRenderer
+
     text = TextRenderer(args=options.args, long=options.long)
     return text.header, text.render
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Events as lines of text or JSON.
+"""Events as lines of text.
 
 This is the inner loop of the command. So what a line needs is unpacked from the record in one go,
 and what repeats from line to line (names, statuses, the time of day) is rendered once: short names
@@ -11,14 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from json.encoder import encode_basestring_ascii as quoted
-from mmap import PAGESIZE
 from time import localtime
 
 from pybootstrap._native import lib
 from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.events import (
-    USAGE,
     ExecEvent,
     ExitEvent,
     Usage,
@@ -26,7 +23,6 @@ from pybootstrap.events import (
     decode_text,
     layout,
     signal_name,
-    split_cpu_time,
 )
 
 if TYPE_CHECKING:
@@ -34,13 +30,13 @@ if TYPE_CHECKING:
 
     from pybootstrap.events import Event
 
-__all__ = ["HEADER", "TextRenderer", "escape", "render_json"]
+__all__ = ["HEADER", "TextRenderer", "cached", "escape", "of"]
 
 _COLUMNS = "%-8s %-5s %-16s %-7s %-7s %s\n"
 HEADER = _COLUMNS % ("TIME", "EVENT", "COMM", "PID", "PPID", "FILENAME/EXIT CODE")
 
 _SHORT = 256  # bytes of file name and arguments that are worth keeping in a cache
-_cached = lru_cache(maxsize=512)
+cached = lru_cache(maxsize=512)
 
 
 def escape(text: str) -> str:
@@ -84,23 +80,23 @@ def command_line(filename: str, args: Sequence[str]) -> str:
 # ---- Parts of a line ----
 
 
-@_cached
+@cached
 def _comm_column(comm: bytes) -> str:
     return f"{escape(decode_comm(comm)):<16}"
 
 
-@_cached
+@cached
 def _filename(tail: bytes) -> str:
     return escape(decode_text(tail)[0])
 
 
-@_cached
+@cached
 def _command_line(tail: bytes) -> str:
     filename, *args = decode_text(tail)
     return command_line(filename, args)
 
 
-@_cached
+@cached
 def _ending(status: int) -> tuple[str, str]:
     """Exit code, and the signal with what stands around it."""
     code, number = status >> 8 & 0xFF, status & 0x7F
@@ -110,7 +106,7 @@ def _ending(status: int) -> tuple[str, str]:
     return f"[{code}]", f" {signal_name(number)}{core}"
 
 
-def _of(function: Callable[[bytes], str], tail: bytes) -> str:
+def of(function: Callable[[bytes], str], tail: bytes) -> str:
     """Calls a cached function, past its cache when the text is long: memory stays bounded."""
     if len(tail) <= _SHORT:
         return function(tail)
@@ -164,13 +160,13 @@ class TextRenderer:
             self._set_clock(time_ns)
         tail = event.record[ExecEvent.HEAD_SIZE :]
         if self._long:
-            detail = f"{_of(_filename, tail):<{_LONG_WIDTH}} {event.uid:<7} {'-':>9} {'-':>9}"
+            detail = f"{of(_filename, tail):<{_LONG_WIDTH}} {event.uid:<7} {'-':>9} {'-':>9}"
             if self._args:
                 detail += _arguments(tail, flags)
         elif self._args:
             detail = _arguments(tail, flags)[1:]
         else:
-            detail = _of(_filename, tail)
+            detail = of(_filename, tail)
         line = (self._clock, _comm_column(comm), pid, ppid, detail)
         return "%s EXEC  %s %-7d %-7d %s\n" % line  # noqa: UP031 - faster than an f-string
 
@@ -196,107 +192,9 @@ def _arguments(tail: bytes, flags: int) -> str:
     """The command line after a space; nothing when it is not known."""
     if not tail:
         return ""
-    return f" {_of(_command_line, tail)}{' ...' if flags & lib.ARGS_TRUNCATED else ''}"
+    return f" {of(_command_line, tail)}{' ...' if flags & lib.ARGS_TRUNCATED else ''}"
 
 
 def _usage_columns(usage: Usage) -> str:
     cpu_ms = (usage.user_ns + usage.system_ns) // 1_000_000
     return f"{cpu_ms:>7}ms {usage.max_rss_bytes // 1024:>8}K"
-
-
-# ---- JSON ----
-
-_PROCESS: tuple[str, ...] = (
-    "record.flags",
-    "record.time_ns",
-    "process.start_boottime_ns",
-    "process.cgroup_id",
-)
-_PROCESS += tuple(f"process.{name}" for name in ("pid", "ppid", "uid", "gid", "sid", "ns_pid"))
-_PROCESS += ("process.comm",)
-_exec_object = layout("exec_record", *_PROCESS).unpack_from
-_exit_object = layout("exit_record", *_PROCESS, "duration_ns", *USAGE, "status").unpack_from
-
-_IDENTITY = (
-    '"time_ns":%d,"pid":%d,"ppid":%d,"uid":%d,"gid":%d,"sid":%d,"ns_pid":%d,"cgroup_id":%d,'
-    '"start_boottime_ns":%d,"comm":%s,%s,"args_truncated":%s'
-)
-_EXEC = '{"event":"exec",' + _IDENTITY + "}\n"
-_EXIT = (
-    '{"event":"exit",'
-    + _IDENTITY
-    + ',%s,"duration_ns":%d,"duration_since":"%s","usage":{'
-    + ",".join(f'"{name}":%d' for name in Usage._fields)
-    + '},"usage_partial":%s}\n'
-)
-_LOST = '{"event":"lost","time_ns":%d,"since_ns":%d,"count":%d}\n'
-
-
-@_cached
-def _comm_json(comm: bytes) -> str:
-    return quoted(decode_comm(comm))
-
-
-@_cached
-def _text_json(tail: bytes) -> str:
-    if not tail:
-        return '"filename":null,"args":null'
-    filename, *args = map(quoted, decode_text(tail))
-    return f'"filename":{filename},"args":[{",".join(args)}]'
-
-
-@_cached
-def _ending_json(status: int) -> str:
-    number = status & 0x7F
-    signal = (
-        f'{number},"signal_name":"{signal_name(number)}"' if number else 'null,"signal_name":null'
-    )
-    core = "true" if status & 0x80 else "false"
-    return f'"exit_code":{status >> 8 & 0xFF},"signal":{signal},"core_dumped":{core}'
-
-
-def render_json(events: Sequence[Event]) -> str:
-    r"""A JSON object and a line feed for each event, with all fields that the event has.
-
-    The output is ASCII. Bytes that are no UTF-8 come as lone surrogates (`\udc80` to `\udcff`), as
-    Python's own `os.fsdecode` has them: `os.fsencode(json.loads(line)["filename"])` is exact.
-    """
-    lines = []
-    for event in events:
-        if type(event) is ExecEvent:
-            lines.append(_exec_json(event.record))
-        elif type(event) is ExitEvent:
-            lines.append(_exit_json(event.record))
-        else:
-            lines.append(_LOST % event)
-    return "".join(lines)
-
-
-_ARGS_CUT = lib.ARGS_TRUNCATED | lib.TEXT_MISSING
-
-
-def _exec_json(record: bytes) -> str:
-    flags, time_ns, start_ns, cgroup, pid, ppid, uid, gid, sid, ns_pid, comm = _exec_object(record)
-    return _EXEC % (
-        *(time_ns, pid, ppid, uid, gid, sid, ns_pid, cgroup, start_ns, _comm_json(comm)),
-        _of(_text_json, record[ExecEvent.HEAD_SIZE :]),
-        "true" if flags & _ARGS_CUT else "false",
-    )
-
-
-def _exit_json(record: bytes) -> str:
-    fields = _exit_object(record)
-    flags, time_ns, start_ns, cgroup, pid, ppid, uid, gid, sid, ns_pid, comm = fields[:11]
-    duration_ns, utime, stime, runtime, rss_pages, *others, status = fields[11:]
-    return _EXIT % (
-        *(time_ns, pid, ppid, uid, gid, sid, ns_pid, cgroup, start_ns, _comm_json(comm)),
-        _of(_text_json, record[ExitEvent.HEAD_SIZE :]),
-        "true" if flags & _ARGS_CUT else "false",
-        _ending_json(status),
-        duration_ns,
-        "exec" if flags & lib.DURATION_SINCE_EXEC else "start",
-        *split_cpu_time(utime, stime, runtime),
-        rss_pages * PAGESIZE,
-        *others,
-        "true" if flags & lib.USAGE_PARTIAL else "false",
-    )

@@ -28,7 +28,8 @@ from pybootstrap import ExitEvent, LostEvent
 from pybootstrap._native import ffi, lib
 from pybootstrap.errors import RecordError
 from pybootstrap.events import Decoder, Event, member
-from pybootstrap.render import TextRenderer, render_json
+from pybootstrap.render import TextRenderer
+from pybootstrap.render_json import render_json
 from tests.records import exec_record, exit_record
 
 RENDERERS = [TextRenderer(args=args, long=long) for args in (False, True) for long in (False, True)]

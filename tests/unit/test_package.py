@@ -57,7 +57,7 @@ def _loaded_by(code: str) -> set[str]:
 def test_parts_of_the_command_load_nothing_slow() -> None:
     loaded = _loaded_by("import pybootstrap.tracer, pybootstrap.render, pybootstrap.privileges")
     assert {"pybootstrap.tracer", "enum"} <= loaded
-    assert not loaded & {"typing", "asyncio", "pathlib", "inspect"}
+    assert not loaded & {"typing", "json", "asyncio", "pathlib", "inspect"}
 
 
 @pytest.mark.parametrize("kind", [Stats, Usage, LostEvent, Account])

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pybootstrap import Event, LostEvent
 from pybootstrap._native import lib
 from pybootstrap.events import Decoder
-from pybootstrap.render import HEADER, TextRenderer, escape, render_json
+from pybootstrap.render import HEADER, TextRenderer, escape
+from pybootstrap.render_json import render_json
 from tests.records import exec_record, exit_record
 
 NOON_NS = 1_700_000_000_000_000_000
