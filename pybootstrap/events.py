@@ -11,8 +11,7 @@ from __future__ import annotations
 import struct
 import sys
 from functools import cache
-from mmap import PAGESIZE
-from os import fsdecode
+from os import fsdecode, sysconf
 from signal import Signals
 
 from pybootstrap._native import ffi, lib
@@ -61,6 +60,8 @@ def _number(path: str, struct_name: str = "exec_record") -> Callable[[bytes], in
 
     return read
 
+
+PAGE_SIZE = sysconf("SC_PAGE_SIZE")  # bytes
 
 # The members that both kinds of record have are at the same place in both.
 _head = layout(
@@ -373,7 +374,7 @@ class ExitEvent(ProcessEvent):
     def usage(self) -> Usage:
         """What the process used."""
         utime, stime, runtime, rss_pages, *others = _usage(self.record)
-        return Usage(*split_cpu_time(utime, stime, runtime), rss_pages * PAGESIZE, *others)
+        return Usage(*split_cpu_time(utime, stime, runtime), rss_pages * PAGE_SIZE, *others)
 
     @property
     def usage_partial(self) -> bool:

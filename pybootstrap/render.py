@@ -8,9 +8,8 @@ are kept in small caches.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from time import localtime
 
 from pybootstrap._native import lib
@@ -58,12 +57,17 @@ def _escape_char(code: int) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-_NEEDS_QUOTES = re.compile(r"[^\w@%+=:,./-]").search
+@cache
+def _needs_quotes() -> Callable[[str], object]:
+    """The search for a character that a shell may take for more than itself."""
+    import re  # only for those who print arguments
+
+    return re.compile(r"[^\w@%+=:,./-]").search
 
 
 def _shell_word(word: str) -> str:
     """A word as a shell would take it literally; shlex.quote() without importing shlex."""
-    return "'" + word.replace("'", "'\"'\"'") + "'" if not word or _NEEDS_QUOTES(word) else word
+    return "'" + word.replace("'", "'\"'\"'") + "'" if not word or _needs_quotes()(word) else word
 
 
 def command_line(filename: str, args: Sequence[str]) -> str:
@@ -134,6 +138,8 @@ class TextRenderer:
     """
 
     def __init__(self, args: bool = False, long: bool = False) -> None:
+        if args:
+            _needs_quotes()  # now, because after dropping privileges its import may fail
         self._args = args
         self._long = long
         self._second = -1

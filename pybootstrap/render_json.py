@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as quoted
-from mmap import PAGESIZE
 
 from pybootstrap._native import lib
 from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.events import (
+    PAGE_SIZE,
     USAGE,
     ExecEvent,
     ExitEvent,
@@ -117,7 +117,7 @@ def _exit_json(record: bytes) -> str:
         duration_ns,
         "exec" if flags & lib.DURATION_SINCE_EXEC else "start",
         *split_cpu_time(utime, stime, runtime),
-        rss_pages * PAGESIZE,
+        rss_pages * PAGE_SIZE,
         *others,
         "true" if flags & lib.USAGE_PARTIAL else "false",
     )
