@@ -30,7 +30,8 @@
  *
  *   1. bpf_ringbuf_submit() has a full barrier between mark and comparison (xchg() in
  *      bpf_ringbuf_commit(), Linux 5.8 to 7.2).
- *   2. libbpf writes its position after each record, and stops at one that is not submitted.
+ *   2. libbpf writes its position after each record, and stops at one that is not submitted. No
+ *      record is discarded: libbpf would not count it, and a round of only those would look empty.
  *   3. A ring has one reader.
  *   4. epoll reports a wake-up of the ring, edge-triggered, to the epoll_wait() under way or the next
  *      one, if the ring holds anything by then.
@@ -59,8 +60,8 @@ unsigned long long filled_at = 0;
  * A ring that fills up wakes the reader a second time, so that it takes what has gathered: once for
  * each of its positions, not for each record, which would be expensive while the reader does not
  * run. filled_at changes before the wake-up, so the reader knows what woke it, even when this
- * wake-up and that of the first record become one. Programs on several CPUs can at worst both wake
- * the reader: whoever finds its position noted leaves the wake-up to the one that noted it.
+ * wake-up and that of the first record become one. Programs that run at the same time can each wake
+ * the reader; one that finds its position noted leaves that to the one that noted it.
  *
  * Not static, so the verifier looks at it once and not at each call.
  */
@@ -71,7 +72,7 @@ __noinline u64 wakeup_flags(void)
 	if (bpf_ringbuf_query(&rb, BPF_RB_AVAIL_DATA) < wakeup_bytes)
 		return 0;
 	position = bpf_ringbuf_query(&rb, BPF_RB_CONS_POS) + 1;
-	if (filled_at == position)
+	if (filled_at >= position)
 		return 0;
 	filled_at = position;
 	return BPF_RB_FORCE_WAKEUP;

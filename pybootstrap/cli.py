@@ -17,10 +17,10 @@ from pybootstrap._typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
-    from typing import Callable
+    from typing import Any
 
     from pybootstrap.errors import BootstrapError
-    from pybootstrap.events import Event
+    from pybootstrap.render import Renderer
     from pybootstrap.tracer import Stats, Tracer
 
 # Exit statuses beside 0, and 2 for usage: sysexits.h has the names.
@@ -89,9 +89,10 @@ def _trace(options: argparse.Namespace) -> int:
     if sys.stdout is None and options.output is None:
         raise _OutputError("standard output is closed")
     become = account(options.run_as) if options.run_as else invoking_account(os.environ)
+    renderer = _make_renderer(options)
     tracer = _make_tracer(options)
-    # Whatever is imported must be by now: whom we become may not be able to read it.
-    header, render = _make_renderer(options)
+    tracer._prepare_for_command(renderer.kinds)
+    # Whatever is imported must be by now: the user we switch to may not be able to read it.
 
     def end(*_: object) -> None:
         _limit_patience()
@@ -105,8 +106,8 @@ def _trace(options: argparse.Namespace) -> int:
         with tracer:
             give_up(become)
             output = _open_output(options.output)
-            output.write(header)
-            _print_events(tracer, render, output, options.count or sys.maxsize)
+            output.write(renderer.header)
+            _print_events(tracer, renderer, output, options.count or sys.maxsize)
     except _OutputError:
         _report_losses(tracer.stats, options.strict)
         raise
@@ -132,47 +133,43 @@ def _make_tracer(options: argparse.Namespace) -> Tracer:
     )
 
 
-def _make_renderer(options: argparse.Namespace) -> tuple[str, Callable[[list[Event]], str]]:
-    """What to print first, and what makes lines of events."""
+def _make_renderer(options: argparse.Namespace) -> Renderer:
     if options.json:
-        from pybootstrap.render_json import render_json
+        from pybootstrap.render_json import JsonRenderer
 
-        return "", render_json
+        return JsonRenderer()
     from pybootstrap.render import TextRenderer
 
-    text = TextRenderer(args=options.args, long=options.long)
-    return text.header, text.render
+    return TextRenderer(args=options.args, long=options.long)
 
 
-def _print_events(
-    tracer: Tracer, render: Callable[[list[Event]], str], output: _Output, left: int
-) -> None:
+def _print_events(tracer: Tracer, renderer: Renderer, output: _Output, left: int) -> None:
     from pybootstrap.events import LostEvent
 
-    tracer._hook_signals()  # once: nobody else in this process sets a wakeup fd
     while left > 0:
-        events = tracer.read()
-        if not events:
+        lines: list[Any] = tracer.read()  # and losses
+        if not lines:
             break  # stopped
-        if len(events) > left:
-            events = _first(events, left)
-        output.write(render(events))
-        left -= len(events)
-        for event in events:
-            if type(event) is LostEvent:
-                left += 1
-                _say(f"{event.count} events lost: the ring buffer was full")
+        if len(lines) > left:
+            lines = _first(lines, left)
+        losses = [line for line in lines if type(line) is LostEvent]
+        left -= len(lines) - len(losses)
+        if losses:
+            lines = [renderer.lost(x) if isinstance(x, LostEvent) else x for x in lines]
+        output.write("".join(lines))
+        for loss in losses:
+            _say(f"{loss.count} events lost: the ring buffer was full")
 
 
-def _first(events: list[Event], count: int) -> list[Event]:
-    """The first `count` events that are not losses, with the losses between them."""
+def _first(lines: list[Any], count: int) -> list[Any]:
+    """The first `count` lines, with the losses between them."""
     from pybootstrap.events import LostEvent
 
-    for index, event in enumerate(events):
+    for index, line in enumerate(lines):
         if count == 0:
-            return events[:index]
-        count -= not isinstance(event, LostEvent)
-    return events
+            return lines[:index]
+        count -= not isinstance(line, LostEvent)
+    return lines
 
 
 def _report_losses(stats: Stats, strict: bool) -> int:

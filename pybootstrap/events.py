@@ -19,6 +19,7 @@ from pybootstrap._typing import TYPE_CHECKING, NamedTuple
 from pybootstrap.errors import RecordError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any, Callable, ClassVar
 
 __all__ = ["Decoder", "Event", "ExecEvent", "ExitEvent", "LostEvent", "ProcessEvent", "Usage"]
@@ -114,6 +115,7 @@ class ProcessEvent:
     """
 
     __slots__ = ("record",)
+    KIND: ClassVar[int]  # enum record_kind
     HEAD_SIZE: ClassVar[int]  # bytes of the record before the text
     MIN_FILENAME: ClassVar[int] = 0  # the least filename_size
     _FIELDS: ClassVar[tuple[str, ...]]
@@ -227,6 +229,7 @@ class ExecEvent(ProcessEvent):
     """A process executed a program: execve(2) or execveat(2) succeeded, in any of its threads."""
 
     __slots__ = ()
+    KIND = lib.RECORD_EXEC
     HEAD_SIZE = ffi.sizeof("struct exec_record")
     MIN_FILENAME = 1  # its NUL
     _FIELDS = _IDENTITY
@@ -300,6 +303,7 @@ class ExitEvent(ProcessEvent):
     """A process ended: its last thread is gone."""
 
     __slots__ = ()
+    KIND = lib.RECORD_EXIT
     HEAD_SIZE = ffi.sizeof("struct exit_record")
     _FIELDS = (
         *_IDENTITY,
@@ -410,44 +414,49 @@ def signal_name(number: int) -> str:
         return f"SIGRTMIN{number - Signals.SIGRTMIN:+d}"
 
 
+_CLASSES = {event_type.KIND: event_type for event_type in (ExecEvent, ExitEvent)}
+
+
 class Decoder:
     """Turns batches of records into events, and gaps in the kernel's count into `LostEvent`s.
 
-    General: what it knows of a record is its head and that text ends it.
+    General: what it knows of a record is its header and that text ends it.
+
+    Args:
+        kinds: what makes something of the bytes of a record, by its kind. Events, unless given: the
+            command has lines made instead, which saves making events first.
     """
 
-    _KINDS: ClassVar[dict[int, type[Any]]] = {
-        lib.RECORD_EXEC: ExecEvent,
-        lib.RECORD_EXIT: ExitEvent,
-    }
-
-    def __init__(self) -> None:
+    def __init__(self, kinds: Mapping[int, Callable[[bytes], Any]] = _CLASSES) -> None:
         self.lost = 0  # how many losses were reported
         self._time_ns = 0  # of the last event
+        self._kinds = {
+            kind: (make, _CLASSES[kind].HEAD_SIZE, _CLASSES[kind].MIN_FILENAME)
+            for kind, make in kinds.items()
+        }
 
-    def decode(self, batch: bytes) -> list[Event]:
-        """The events of a batch, in the ring's order.
+    def decode(self, batch: bytes) -> list[Any]:
+        """The events of a batch, or what `kinds` makes of them, in the ring's order.
 
         Raises RecordError for bytes that are no records; it never reads outside of the batch.
         """
-        unpack, kinds = _head, self._KINDS
-        events: list[Event] = []
+        unpack, kinds = _head, self._kinds
+        events: list[Any] = []
         start, end = 0, len(batch)
         lost, time_ns = self.lost, self._time_ns
         while start < end:
             try:
                 size, kind, now_ns, lost_before, filename_size, args_size = unpack(batch, start)
-                event_type = kinds[kind]
+                make, head_size, least = kinds[kind]
             except (struct.error, KeyError):
                 raise RecordError(f"no record at byte {start} of a batch of {end}") from None
-            true_size = event_type.HEAD_SIZE + filename_size + args_size
-            too_short = filename_size < event_type.MIN_FILENAME
-            if size != true_size or start + size > end or too_short:
+            true_size = head_size + filename_size + args_size
+            if size != true_size or start + size > end or filename_size < least:
                 raise RecordError(f"record at byte {start} of {end} says it has {size} bytes")
             if lost_before > lost:
                 events.append(LostEvent(now_ns, time_ns, lost_before - lost))
                 lost = lost_before
-            events.append(event_type(batch[start : start + size]))
+            events.append(make(batch[start : start + size]))
             time_ns = now_ns
             start += size
         self.lost, self._time_ns = lost, time_ns

@@ -8,7 +8,7 @@ are kept in small caches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from time import localtime
 
@@ -17,6 +17,7 @@ from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.events import (
     ExecEvent,
     ExitEvent,
+    LostEvent,
     Usage,
     decode_comm,
     decode_text,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from pybootstrap.events import Event
 
-__all__ = ["HEADER", "TextRenderer", "cached", "escape", "of"]
+__all__ = ["HEADER", "Renderer", "TextRenderer", "cached", "escape", "of"]
 
 _COLUMNS = "%-8s %-5s %-16s %-7s %-7s %s\n"
 HEADER = _COLUMNS % ("TIME", "EVENT", "COMM", "PID", "PPID", "FILENAME/EXIT CODE")
@@ -129,7 +130,27 @@ _exec_line = layout("exec_record", *_LINE).unpack_from
 _exit_line = layout("exit_record", *_LINE, "duration_ns", "status").unpack_from
 
 
-class TextRenderer:
+class Renderer:
+    """Makes lines of records; `kinds` says how, by the kind of record, as `Decoder` takes it."""
+
+    header = ""  # what stands above the lines
+    kinds: Mapping[int, Callable[[bytes], str]]
+
+    def lost(self, event: LostEvent) -> str:  # noqa: ARG002
+        """The line for a loss, if there is one."""
+        return ""
+
+    def render(self, events: Iterable[Event]) -> str:
+        """The lines of these events."""
+        return "".join(
+            self.lost(event)
+            if isinstance(event, LostEvent)
+            else self.kinds[event.KIND](event.record)
+            for event in events
+        )
+
+
+class TextRenderer(Renderer):
     """Text, column for column as the C `bootstrap` prints it.
 
     Args:
@@ -137,36 +158,27 @@ class TextRenderer:
         long: add columns with the user id, and on exits CPU time and peak memory.
     """
 
+    header = HEADER
+
     def __init__(self, args: bool = False, long: bool = False) -> None:
         if args:
             _needs_quotes()  # now, because after dropping privileges its import may fail
+        self.kinds = {lib.RECORD_EXEC: self._exec, lib.RECORD_EXIT: self._exit}
+        if long:
+            self.header = f"{HEADER[:-1]:<{_LONG_AT}} {_LONG_HEADER}\n"
         self._args = args
         self._long = long
-        self._second = -1
         self._clock = ""
+        self._until_ns = 0  # to when that is right, beginning a second before
 
-    @property
-    def header(self) -> str:
-        """The line above the table."""
-        return HEADER if not self._long else f"{HEADER[:-1]:<{_LONG_AT}} {_LONG_HEADER}\n"
-
-    def render(self, events: Sequence[Event]) -> str:
-        """A line for each event, except for losses, which are no lines of this table."""
-        lines = []
-        for event in events:
-            if type(event) is ExecEvent:
-                lines.append(self._exec(event))
-            elif type(event) is ExitEvent:
-                lines.append(self._exit(event))
-        return "".join(lines)
-
-    def _exec(self, event: ExecEvent) -> str:
-        flags, time_ns, pid, ppid, comm = _exec_line(event.record)
-        if time_ns // 1_000_000_000 != self._second:
+    def _exec(self, record: bytes) -> str:
+        flags, time_ns, pid, ppid, comm = _exec_line(record)
+        if not 0 < self._until_ns - time_ns <= 1_000_000_000:
             self._set_clock(time_ns)
-        tail = event.record[ExecEvent.HEAD_SIZE :]
+        tail = record[ExecEvent.HEAD_SIZE :]
         if self._long:
-            detail = f"{of(_filename, tail):<{_LONG_WIDTH}} {event.uid:<7} {'-':>9} {'-':>9}"
+            uid = ExecEvent(record).uid
+            detail = f"{of(_filename, tail):<{_LONG_WIDTH}} {uid:<7} {'-':>9} {'-':>9}"
             if self._args:
                 detail += _arguments(tail, flags)
         elif self._args:
@@ -176,22 +188,24 @@ class TextRenderer:
         line = (self._clock, _comm_column(comm), pid, ppid, detail)
         return "%s EXEC  %s %-7d %-7d %s\n" % line  # noqa: UP031 - faster than an f-string
 
-    def _exit(self, event: ExitEvent) -> str:
-        flags, time_ns, pid, ppid, comm, duration_ns, status = _exit_line(event.record)
-        if time_ns // 1_000_000_000 != self._second:
+    def _exit(self, record: bytes) -> str:
+        flags, time_ns, pid, ppid, comm, duration_ns, status = _exit_line(record)
+        if not 0 < self._until_ns - time_ns <= 1_000_000_000:
             self._set_clock(time_ns)
         code, signal = _ending(status)
         detail = "%s (%dms)%s" % (code, duration_ns // 1_000_000, signal)  # noqa: UP031
         if self._long:
+            event = ExitEvent(record)
             detail = f"{detail:<{_LONG_WIDTH}} {event.uid:<7} {_usage_columns(event.usage)}"
         if self._args:
-            detail += _arguments(event.record[ExitEvent.HEAD_SIZE :], flags)
+            detail += _arguments(record[ExitEvent.HEAD_SIZE :], flags)
         line = (self._clock, _comm_column(comm), pid, ppid, detail)
         return "%s EXIT  %s %-7d %-7d %s\n" % line  # noqa: UP031
 
     def _set_clock(self, time_ns: int) -> None:
-        self._second = time_ns // 1_000_000_000
-        self._clock = "%02d:%02d:%02d" % localtime(self._second)[3:6]  # noqa: UP031
+        second = time_ns // 1_000_000_000
+        self._until_ns = (second + 1) * 1_000_000_000
+        self._clock = "%02d:%02d:%02d" % localtime(second)[3:6]  # noqa: UP031
 
 
 def _arguments(tail: bytes, flags: int) -> str:

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as quoted
 
 from pybootstrap._native import lib
-from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.events import (
     PAGE_SIZE,
     USAGE,
     ExecEvent,
     ExitEvent,
+    LostEvent,
     Usage,
     decode_comm,
     decode_text,
@@ -20,12 +19,9 @@ from pybootstrap.events import (
     signal_name,
     split_cpu_time,
 )
-from pybootstrap.render import cached, of
+from pybootstrap.render import Renderer, cached, of
 
-if TYPE_CHECKING:
-    from pybootstrap.events import Event
-
-__all__ = ["render_json"]
+__all__ = ["JsonRenderer", "render_json"]
 
 _PROCESS: tuple[str, ...] = (
     "record.flags",
@@ -76,23 +72,6 @@ def _ending_json(status: int) -> str:
     return f'"exit_code":{status >> 8 & 0xFF},"signal":{signal},"core_dumped":{core}'
 
 
-def render_json(events: Sequence[Event]) -> str:
-    r"""A JSON object and a line feed for each event, with all fields that the event has.
-
-    The output is ASCII. Bytes that are no UTF-8 come as lone surrogates (`\udc80` to `\udcff`), as
-    Python's own `os.fsdecode` has them: `os.fsencode(json.loads(line)["filename"])` is exact.
-    """
-    lines = []
-    for event in events:
-        if type(event) is ExecEvent:
-            lines.append(_exec_json(event.record))
-        elif type(event) is ExitEvent:
-            lines.append(_exit_json(event.record))
-        else:
-            lines.append(_LOST % event)
-    return "".join(lines)
-
-
 _ARGS_CUT = lib.ARGS_TRUNCATED | lib.TEXT_MISSING
 
 
@@ -121,3 +100,20 @@ def _exit_json(record: bytes) -> str:
         *others,
         "true" if flags & lib.USAGE_PARTIAL else "false",
     )
+
+
+class JsonRenderer(Renderer):
+    r"""A JSON object and a line feed for each event, with all fields that the event has.
+
+    The output is ASCII. Bytes that are no UTF-8 come as lone surrogates (`\udc80` to `\udcff`), as
+    Python's own `os.fsdecode` has them: `os.fsencode(json.loads(line)["filename"])` is exact.
+    """
+
+    kinds = {lib.RECORD_EXEC: _exec_json, lib.RECORD_EXIT: _exit_json}  # noqa: RUF012
+
+    def lost(self, event: LostEvent) -> str:
+        """An object of its own."""
+        return _LOST % event
+
+
+render_json = JsonRenderer().render

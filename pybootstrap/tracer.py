@@ -23,7 +23,7 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from errno import EBADF, EINTR, ESHUTDOWN
 
 from pybootstrap._native import ffi, lib
@@ -245,6 +245,7 @@ class Tracer:
         self._closing = False  # close() was called
         self._closed = False  # and done
         self._hooked = False  # signal.set_wakeup_fd() has our pipe
+        self._keeps_hook = False  # until close()
         self._final_stats: Stats | None = None
         # Held while reading. Reentrant, because a signal handler may interrupt the read and call
         # close(), which must not wait for it.
@@ -521,10 +522,19 @@ class Tracer:
             before = self._hook_signals()
             return self._next_batch(timeout, before)
         finally:
-            signal.set_wakeup_fd(before)
-            self._hooked = False
+            if not self._keeps_hook:
+                signal.set_wakeup_fd(before)
+                self._hooked = False
             if before != -1:  # a handler that raised has left its byte to us
                 self._take_signals(before)
+
+    def _prepare_for_command(self, kinds: Mapping[int, Callable[[bytes], Any]]) -> None:
+        """For a process of its own, where nobody else sets a wakeup fd: hooks signals for good.
+
+        And has the decoder make something else than events: see `Decoder`.
+        """
+        self._decoder = Decoder(kinds)
+        self._keeps_hook = True
 
     def _hook_signals(self) -> int:
         """Lets signals end the wait of `shim_read`; returns whose wakeup fd was set before, or -1.

@@ -547,8 +547,8 @@ static int drain(struct shim *s)
 	s->wall_offset_ns = now_ns(CLOCK_REALTIME) - (now_ns(CLOCK_BOOTTIME) - s->namespace_ns);
 	s->filled_at = counter(&bss->filled_at);
 	err = consume(s);
-	s->more = err == -ENOBUFS;
-	if (s->more)
+	s->more = err < 0;
+	if (err == -ENOBUFS)
 		return set_timer(s, 1) ?: (int)s->used; /* for those who wait on shim_fd() */
 	if (err < 0)
 		return err;
