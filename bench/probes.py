@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Questions about a tracer that one run each answers: how soon, how late, how idle, how large."""
+"""Questions about a tracer that one run each answers: how soon, how idle, how large."""
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import select
@@ -12,27 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from measure import Contender, Load, start_storms, status_number, storm_results
 from programs import ROOT, BenchError, bootstrap
 
 _LIMIT_S = 20.0
-
-
-class Latency(NamedTuple):
-    """From the kernel's time stamp of an event to its line in a pipe's reader, in ms."""
-
-    median_ms: float
-    p99_ms: float
-    events: int
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value that this share of all does not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
-
 
 # ---- Start to first event ----
 
@@ -89,43 +72,6 @@ def _drain_until_ended(fd: int, process: subprocess.Popen[bytes]) -> None:
                 os.read(fd, 65536)
             except OSError:
                 process.wait()
-
-
-# ---- Latency ----
-
-
-def latency(load: Load, pause_us: int = 0) -> Latency:
-    """How late the lines of `bootstrap --json` arrive in a pipe under a load."""
-    tracer = subprocess.Popen([*bootstrap(), "--json"], stdout=subprocess.PIPE, cwd=ROOT)
-    assert tracer.stdout
-    fd = tracer.stdout.fileno()
-    chunks: list[tuple[int, bytes]] = []
-    time.sleep(0.5)
-    storms = start_storms(load, pause_us)
-    last = time.monotonic()
-    while any(storm.poll() is None for storm in storms) or time.monotonic() - last < 0.3:
-        if select.select([fd], [], [], 0.1)[0]:
-            chunks.append((time.time_ns(), os.read(fd, 1 << 20)))
-        if any(storm.poll() is None for storm in storms):
-            last = time.monotonic()
-    tracer.send_signal(signal.SIGINT)
-    tracer.communicate()
-    delays = _delays_ms(chunks, storm_results(storms).names)
-    if not delays:
-        raise BenchError("bootstrap --json printed no event")
-    return Latency(quantile(delays, 0.5), quantile(delays, 0.99), len(delays))
-
-
-def _delays_ms(chunks: Sequence[tuple[int, bytes]], names: Sequence[str]) -> list[float]:
-    """A line arrives with the chunk that ends it."""
-    delays, begun = [], b""
-    for now_ns, chunk in chunks:
-        *lines, begun = (begun + chunk).split(b"\n")
-        for line in lines:
-            event = json.loads(line)
-            if event.get("comm") in names:
-                delays.append((now_ns - event["time_ns"]) / 1e6)
-    return delays
 
 
 # ---- Idle ----

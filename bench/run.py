@@ -154,12 +154,10 @@ def _speed_figures(repeats: int) -> dict[str, float]:
 
 def measure_facts(load: Load, repeats: int) -> Facts:
     """What needs a run of its own."""
-    _say("latency, idle cost, memory")
+    _say("idle cost, memory")
     two = Load(load.spawns, storms=min(2, len(programs.cpus())))
     under_two = measure(Contender(TEXT, [programs.bootstrap()], 2), two)
     return Facts(
-        quiet=probes.latency(Load(150), pause_us=20_000),
-        storm=probes.latency(load),
         idle_wakeups=probes.idle_wakeups(),
         tracer_memory_mb=probes.tracer_memory_kb() / 1024,
         lost_in_two_storms=2 * two.pairs - under_two.delivered,

@@ -7,21 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from probes import Latency
 from report import Row, grid, median
 
 TEXT, JSON, PER_EVENT = "pybootstrap", "pybootstrap --json", "pybootstrap, wake-up per event"
 UNTRACED = "untraced"
 EXECSNOOP, EXITSNOOP, BOTH = "execsnoop", "exitsnoop", "execsnoop + exitsnoop"
-LATENCY_BOUND_MS = 10
 
 
 @dataclass
 class Facts:
     """What is measured once a run, beside the rows."""
 
-    quiet: Latency
-    storm: Latency
     idle_wakeups: int
     tracer_memory_mb: float
     lost_in_two_storms: int
@@ -89,14 +85,12 @@ def _of_the_command(rows: Mapping[str, Row]) -> list[Target]:
 
 
 def _of_facts(facts: Facts) -> list[Target]:
-    speeds, bound = facts.speeds, LATENCY_BOUND_MS + 5
+    speeds = facts.speeds
     return [
         _at_most("memory that a Tracer adds", facts.tracer_memory_mb, 10, ".1f", " MB"),
         _at_least("record to event", speeds["record -> event"], 1e6),
         _at_least("text lines", speeds["event -> text line"], 700_000),
         _at_least("JSON lines", speeds["event -> JSON line"], 400_000),
-        _at_most("latency when quiet, median", facts.quiet.median_ms, 2, ".1f", " ms"),
-        _at_most("latency under storm, 99 %", facts.storm.p99_ms, bound, ".1f", " ms"),
         _at_most("switches to the idle command in 3 s", facts.idle_wakeups, 0, "d"),
         _at_most("lost under two storms at once", facts.lost_in_two_storms, 0, "d"),
     ]
