@@ -5,61 +5,91 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from measure import Contender, Load, start_storms, status_number, storm_results
-from programs import ROOT, BenchError, bootstrap
+from measure import Contender, status_number
+from programs import BUILD, ROOT, BenchError, bootstrap
 
 _LIMIT_S = 20.0
+_PAUSE_S = 0.0004  # between the processes of which the tracer has to see one
+
+
+class First(NamedTuple):
+    """The first event of a tracer, in ms from its start."""
+
+    recorded_ms: float  # when the process began that the event is about
+    printed_ms: float  # when its line came
+
 
 # ---- Start to first event ----
 
 
-def first_event_ms(contender: Contender) -> float:
-    """From the start of a tracer to its first line about a process, in ms.
+def first_event(contender: Contender) -> First:
+    """How soon after its start a tracer sees processes, and says so.
 
-    A process starts and ends every half millisecond meanwhile. The tracer writes to a terminal, as
-    most keep back what they write to a file. Of several commands the slowest counts.
+    The tracer writes to a terminal, as most keep back what they write to a file. Of several
+    commands the slowest counts.
     """
-    return max(_first_event_ms(command) for command in contender.commands)
+    firsts = [_first_event(command) for command in contender.commands]
+    return First(max(f.recorded_ms for f in firsts), max(f.printed_ms for f in firsts))
 
 
-def _first_event_ms(command: Sequence[str]) -> float:
-    storms = start_storms(Load(spawns=20_000), pause_us=500)
+def _first_event(command: Sequence[str]) -> First:
     master, slave = pty.openpty()
     begin = time.monotonic()
     tracer = subprocess.Popen(command, stdout=slave, stderr=slave, cwd=ROOT)
     os.close(slave)
     try:
-        seen = _await_text(master, b"nothing-", begin + _LIMIT_S)
+        spawned, number = _spawn_until_seen(master, begin + _LIMIT_S)
+        seen = time.monotonic()
     finally:
         tracer.send_signal(signal.SIGINT)
         _drain_until_ended(master, tracer)
         os.close(master)
-        for storm in storms:
-            storm.terminate()
-        storm_results(storms)
-    if not seen:
+    if number is None:
         raise BenchError(f"{command[0]} printed no event")
-    return (seen - begin) * 1000
+    return First((spawned[number] - begin) * 1000, (seen - begin) * 1000)
 
 
-def _await_text(fd: int, text: bytes, limit: float) -> float:
-    """When `text` came in (time.monotonic, seconds); 0 when it did not until `limit`."""
+def _spawn_until_seen(fd: int, limit: float) -> tuple[list[float], int | None]:
+    """Starts a short process about every half millisecond, each under a name with its number.
+
+    Returns when each began (time.monotonic), and the number of the first that a line from `fd` is
+    about.
+    """
+    spawned: list[float] = []
     said = b""
-    while text not in said:
-        if not select.select([fd], [], [], max(0.0, limit - time.monotonic()))[0]:
-            return 0.0
-        try:
-            said = said[-len(text) :] + os.read(fd, 65536)
-        except OSError:  # the other end is closed
-            return 0.0
-    return time.monotonic()
+    while time.monotonic() < limit:
+        spawned.append(_spawn_numbered(len(spawned)))
+        if select.select([fd], [], [], _PAUSE_S)[0]:
+            try:
+                said += os.read(fd, 65536)
+            except OSError:  # the other end is closed
+                break
+            whole_lines = said[: said.rfind(b"\n") + 1]
+            if found := re.search(rb"\bfirst-([0-9]+)", whole_lines):
+                return spawned, int(found[1])
+    return spawned, None
+
+
+def _spawn_numbered(number: int) -> float:
+    """Runs ./nothing under the name "first-NUMBER" to its end; returns when it began."""
+    path = BUILD / f"first-{number}"
+    path.unlink(missing_ok=True)
+    path.symlink_to("nothing")
+    try:
+        begin = time.monotonic()
+        os.waitpid(os.posix_spawn(path, [path.name], {}), 0)
+    finally:
+        path.unlink()
+    return begin
 
 
 def _drain_until_ended(fd: int, process: subprocess.Popen[bytes]) -> None:

@@ -23,7 +23,8 @@ class Row:
     start_cpu_s: list[float] = field(default_factory=list)  # the same without a storm
     handler_us: list[float] = field(default_factory=list)  # BPF time for an exec+exit pair
     memory_mb: list[float] = field(default_factory=list)  # peak
-    first_ms: list[float] = field(default_factory=list)  # start to first event
+    first_ms: list[float] = field(default_factory=list)  # start to first event, as it happens
+    printed_ms: list[float] = field(default_factory=list)  # and until its line is printed
     delivered: list[int] = field(default_factory=list)  # lines
     failure: str = ""
 
@@ -73,6 +74,7 @@ _HEADER = (
     "BPF us/pair",
     "memory MB",
     "first event ms",
+    "printed ms",
     "lines/pair",
     "lost",
 )
@@ -92,6 +94,7 @@ def _cells(row: Row) -> list[str]:
         spread(row.handler_us, ".2f"),
         spread(row.memory_mb, ".1f"),
         spread(row.first_ms, ".0f"),
+        spread(row.printed_ms, ".0f"),
         f"{lines:.2f}" if row.delivered else "-",
         "-" if row.lost is None else f"{row.lost:,}",
     ]

@@ -37,7 +37,8 @@ _NOTES = """
 Median (smallest..largest). spawn +%: wall time of a spawn; spawn CPU +%: its CPU time, which other
 work on the machine disturbs less; us/event: the tracer's CPU time above start-up; untraced: the
 second of two storms against the first, so how much chance there is in each figure. Where that is
-more than 10 %, the targets that are wall times of a spawn are not judged.
+more than 10 %, the targets that are wall times of a spawn are not judged. first event: from the
+start of the tracer to that of the first process that it reports; printed: to that line.
 """
 
 
@@ -131,7 +132,9 @@ def _measure_more(contenders: Sequence[Contender], rows: dict[str, Row], spawns:
         with contextlib.suppress(BenchError):
             with bpf_stats():
                 row.handler_us.append(measure(contender, Load(spawns)).handler_ns / 1000)
-            row.first_ms.append(probes.first_event_ms(contender))
+            first = probes.first_event(contender)
+            row.first_ms.append(first.recorded_ms)
+            row.printed_ms.append(first.printed_ms)
 
 
 def compare(contenders: Sequence[Contender], load: Load, rounds: int, more: bool) -> list[Row]:
