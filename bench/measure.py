@@ -30,6 +30,7 @@ class Load:
     spawns: int = 20_000  # by each storm
     storms: int = 1  # each on a core of its own
     idle: int = 0  # live processes held meanwhile, over all storms
+    rate: float = 0  # processes a second of each storm, evenly spaced; 0: as fast as it can
 
     @property
     def pairs(self) -> int:
@@ -75,37 +76,53 @@ class Result(NamedTuple):
 # ---- Storms ----
 
 
-def start_storms(load: Load, pause_us: int = 0) -> list[subprocess.Popen[str]]:
-    """Starts the storms of a load: the last CPU first, as interrupts prefer the first."""
-    chosen = cpus()[::-1]
-    idle = load.idle // load.storms
-    return [
-        subprocess.Popen(
-            [
-                *(str(BUILD / "storm"), "-n", str(load.spawns), "-i", str(idle)),
-                *("-u", str(pause_us), "-c", str(chosen[number % len(chosen)])),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(load.storms)
-    ]
+class Storms:
+    """The storms of a load, each on a CPU: the last CPU first, as interrupts prefer the first."""
 
+    def __init__(self, load: Load) -> None:
+        chosen = cpus()[::-1]
+        period_us = round(1e6 / load.rate) if load.rate else 0
+        numbers = {"-n": load.spawns, "-i": load.idle // load.storms, "-p": period_us}
+        options = [str(word) for option in numbers.items() for word in option]
+        self._processes = [
+            subprocess.Popen(
+                [BUILD / "storm", *options, "-c", str(chosen[number % len(chosen)])],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(load.storms)
+        ]
 
-def storm_results(storms: Sequence[subprocess.Popen[str]]) -> Storm:
-    """Waits for storms. Raises BenchError when one failed."""
-    said = []
-    for storm in storms:
-        output, _ = storm.communicate()
-        if storm.returncode:
+    def run(self) -> Storm:
+        """Lets the storms begin, and waits until their last processes are gone.
+
+        The storms themselves live until the `with` statement ends. Raises BenchError when one
+        fails.
+        """
+        for process in self._processes:
+            assert process.stdin
+            with contextlib.suppress(BrokenPipeError):  # it has failed
+                process.stdin.write("\n")
+                process.stdin.flush()
+        lines = [process.stdout.readline() for process in self._processes if process.stdout]
+        if not all(lines):
             raise BenchError("the storm failed: see above")
-        said.append(json.loads(output))
-    cpu_ns = [(s["user_us"] + s["system_us"]) * 1000 / max(s["spawns"], 1) for s in said]
-    return Storm(
-        [s["name"] for s in said],
-        sum(s["spawn_ns"] for s in said) / len(said),
-        sum(cpu_ns) / len(said),
-    )
+        said = [json.loads(line) for line in lines]
+        cpu_ns = [(s["user_us"] + s["system_us"]) * 1000 / max(s["spawns"], 1) for s in said]
+        return Storm(
+            [s["name"] for s in said],
+            sum(s["spawn_ns"] for s in said) / len(said),
+            sum(cpu_ns) / len(said),
+        )
+
+    def __enter__(self) -> Storms:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.communicate()
 
 
 # ---- A running tracer ----
@@ -247,10 +264,11 @@ def measure(contender: Contender, load: Load) -> Result:
     with Running(contender) as running:
         running.settle()
         before = running.handlers()
-        storm = storm_results(start_storms(load))
-        time.sleep(0.2)  # the last events are on their way
-        after = running.handlers()
-        memory_kb = running.memory_kb()
+        with Storms(load) as storms:
+            storm = storms.run()
+            time.sleep(0.2)  # the last events are on their way
+            after = running.handlers()
+            memory_kb = running.memory_kb()
         cpu_s = running.end()
         delivered = running.delivered(storm.names)
     handler_ns = (after.run_ns - before.run_ns) / load.pairs

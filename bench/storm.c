@@ -2,13 +2,18 @@
 /*
  * A bounded storm of processes: N times vfork, exec of ./nothing beside this program, and wait4.
  *
- *     storm [-n SPAWNS] [-c CPU] [-i IDLE] [-u MICROSECONDS]
+ *     storm [-n SPAWNS] [-c CPU] [-i IDLE] [-p MICROSECONDS]
  *
- * -c binds all of it to one CPU; -i has that many idle processes alive meanwhile; -u pauses between
- * spawns. SIGTERM ends it early. All that it started is gone when it ends.
+ * -c binds all of it to one CPU; -i has that many idle processes alive meanwhile; -p spawns one in
+ * each period of so many microseconds, otherwise each follows the one before.
+ *
+ * It begins when it can read a byte, or the end, from standard input, and lives on until that ends:
+ * so whoever measures a tracer can keep the storm's own exec and exit out of the figures. SIGTERM
+ * ends it early. All that it started is gone when it ends.
  *
  * The children run under a name of this storm's own, "nothing-PID", so that a tracer's lines about
- * them can be told from all others. It prints one JSON object; times are in ns, CPU times in us.
+ * them can be told from all others. When they are done it prints one JSON object; times are in ns,
+ * CPU times in us.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -50,6 +55,15 @@ static long long now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+/* SIGTERM ends the wait too. */
+static void await_input(void)
+{
+	char byte;
+
+	if (read(STDIN_FILENO, &byte, 1) < 0 && errno != EINTR)
+		fail("standard input");
 }
 
 static void make_link(void)
@@ -148,16 +162,24 @@ static void end_idle(pid_t *pids, long count)
 	free(pids);
 }
 
+static void await_time(long long ns)
+{
+	struct timespec t = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+
+	while (!ending && clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR)
+		;
+}
+
 /* Returns how many were spawned; *spawn_ns holds the mean. */
-static long run_chunk(long count, long pause_us, double *spawn_ns)
+static long run_chunk(long count, long period_us, double *spawn_ns)
 {
 	long long begin = now_ns();
 	long i;
 
 	for (i = 0; i < count && !ending; i++) {
 		reap(spawn(false), 0);
-		if (pause_us)
-			usleep(pause_us);
+		if (period_us)
+			await_time(begin + (i + 1) * period_us * 1000);
 	}
 	*spawn_ns = i ? (double)(now_ns() - begin) / i : 0;
 	return i;
@@ -194,14 +216,15 @@ static long long cpu_us(bool system)
 
 int main(int argc, char *argv[])
 {
-	long spawns = 20000, idle = 0, pause_us = 0, done = 0;
+	long spawns = 20000, idle = 0, period_us = 0, done = 0;
 	double chunk_ns[CHUNKS];
 	long long begin, wall_ns, user_us, system_us;
+	struct sigaction on_term = {.sa_handler = end}; /* without SA_RESTART */
 	int option, cpu = -1;
 	pid_t *pids;
 
-	while ((option = getopt(argc, argv, "n:c:i:u:")) != -1) {
-		long *value = option == 'n' ? &spawns : option == 'i' ? &idle : &pause_us;
+	while ((option = getopt(argc, argv, "n:c:i:p:")) != -1) {
+		long *value = option == 'n' ? &spawns : option == 'i' ? &idle : &period_us;
 
 		if (option == '?')
 			return 2;
@@ -210,16 +233,17 @@ int main(int argc, char *argv[])
 		else
 			*value = atol(optarg);
 	}
-	signal(SIGTERM, end);
+	sigaction(SIGTERM, &on_term, NULL);
 	make_link();
 	if (cpu >= 0)
 		bind_to(cpu);
 	pids = start_idle(idle);
+	await_input();
 	user_us = cpu_us(false);
 	system_us = cpu_us(true);
 	begin = now_ns();
 	for (int i = 0; i < CHUNKS; i++)
-		done += run_chunk(spawns * (i + 1) / CHUNKS - spawns * i / CHUNKS, pause_us,
+		done += run_chunk(spawns * (i + 1) / CHUNKS - spawns * i / CHUNKS, period_us,
 				  &chunk_ns[i]);
 	wall_ns = now_ns() - begin;
 	user_us = cpu_us(false) - user_us;
@@ -229,5 +253,8 @@ int main(int argc, char *argv[])
 	printf("{\"name\": \"%s\", \"spawns\": %ld, \"idle\": %ld, \"wall_ns\": %lld, "
 	       "\"spawn_ns\": %.0f, \"user_us\": %lld, \"system_us\": %lld}\n",
 	       name, done, idle, wall_ns, median(chunk_ns, CHUNKS), user_us, system_us);
+	fflush(stdout);
+	if (!ending)
+		await_input();
 	return 0;
 }
