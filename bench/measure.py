@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,11 +17,11 @@ from typing import IO, NamedTuple
 
 from programs import BUILD, ROOT, BenchError, cpus
 
-_SETTLE_S = 0.1  # a tracer that uses no CPU for so long is waiting for events
-_START_LIMIT_S = 20.0
+_QUIET_S = 0.25  # longer than any tracer here gathers events before it looks at them
+_QUIET_SHARE = 0.02  # of a CPU; those that poll for events need some of it
+_QUIET_LIMIT_S = 20.0
 _END_LIMIT_S = 10.0
 _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,21 @@ class Handlers(NamedTuple):
     runs: int
 
 
+class Usage(NamedTuple):
+    """What a tracer's processes have used since they were started."""
+
+    cpu_s: float  # user and system time
+    switches: int  # context switches, voluntary or not
+
+
 class Result(NamedTuple):
     """One run of a contender."""
 
     spawn_ns: float
     spawn_cpu_ns: float
-    cpu_s: float  # user and system time of the tracer, start to end
+    start_cpu_s: float  # user and system time of the tracer until it waits for events
+    load_cpu_s: float  # the same under the load
+    cpu_s: float  # the same from start to end
     memory_kb: int  # its largest resident set (VmHWM)
     delivered: int  # lines about the processes of the storm
     handler_ns: float  # BPF run time for each exec+exit pair; 0 unless it was asked for
@@ -135,33 +145,58 @@ class Running:
         self.contender = contender
         self._outputs: list[IO[bytes]] = []
         self._processes: list[subprocess.Popen[bytes]] = []
-        for number, command in enumerate(contender.commands):
-            output = (BUILD / f"output-{number}").open("wb+")
-            errors = (BUILD / f"errors-{number}").open("wb")
-            self._outputs.append(output)
-            self._processes.append(
-                subprocess.Popen(command, stdout=output, stderr=errors, cwd=ROOT)
-            )
-            errors.close()
+        try:
+            for number, command in enumerate(contender.commands):
+                self._start(number, command)
+        except OSError as error:
+            self.__exit__()
+            raise BenchError(f"{contender.name} does not start: {error}") from None
+
+    def _start(self, number: int, command: Sequence[str]) -> None:
+        self._outputs.append((BUILD / f"output-{number}").open("wb+"))
+        with (BUILD / f"errors-{number}").open("wb") as errors:
+            process = subprocess.Popen(command, stdout=self._outputs[-1], stderr=errors, cwd=ROOT)
+        self._processes.append(process)
 
     def settle(self) -> None:
-        """Waits until all have loaded a BPF program and use no CPU any more."""
-        limit = time.monotonic() + _START_LIMIT_S
+        """Waits until all have loaded a BPF program and wait for events."""
+        limit = time.monotonic() + _QUIET_LIMIT_S
+        while not all(map(self._loaded, self._processes)):
+            self._check_alive()
+            if time.monotonic() > limit:
+                raise BenchError(f"{self.contender.name} loads no BPF program")
+            time.sleep(0.01)
+        self.await_quiet()
+
+    def await_quiet(self) -> None:
+        """Waits until all that has happened is read: for a time, they use next to no CPU."""
+        limit = time.monotonic() + _QUIET_LIMIT_S
+        before, used_s = self.usage().cpu_s, math.inf
+        while used_s > _QUIET_SHARE * _QUIET_S * len(self._processes):
+            if time.monotonic() > limit:
+                raise BenchError(f"{self.contender.name} does not come to rest")
+            time.sleep(_QUIET_S)
+            now = self.usage().cpu_s
+            before, used_s = now, now - before
+
+    def _check_alive(self) -> None:
         for number, process in enumerate(self._processes):
-            before = -1.0
-            while not self._loaded(process) or (now := _cpu_s(process.pid)) != before:
-                before = now if self._loaded(process) else -1.0
-                if process.poll() is not None or time.monotonic() > limit:
-                    raise BenchError(f"{self.contender.name} does not start: {_last_words(number)}")
-                time.sleep(_SETTLE_S)
+            if process.poll() is not None:
+                raise BenchError(f"{self.contender.name} has ended: {_last_words(number)}")
 
     @staticmethod
     def _loaded(process: subprocess.Popen[bytes]) -> bool:
         return bool(_programs(process.pid))
 
+    def usage(self) -> Usage:
+        """What all processes have used so far. Raises BenchError when one has ended."""
+        self._check_alive()
+        pids = [process.pid for process in self._processes]
+        return Usage(sum(map(_cpu_s, pids)), sum(map(_switches, pids)))
+
     def memory_kb(self) -> int:
         """The largest resident set so far, summed over the processes."""
-        return sum(status_number(process.pid, "VmHWM") for process in self._processes)
+        return sum(_status_number(str(process.pid), "VmHWM") for process in self._processes)
 
     def handlers(self) -> Handlers:
         """What the kernel counted for the BPF programs of all processes so far."""
@@ -218,17 +253,31 @@ def _end(process: subprocess.Popen[bytes]) -> float:
 
 
 def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
+    """User and system time to the ns, of the threads that have ended too (/proc has ticks)."""
+    process_clock = (~pid << 3) | 2  # as clock_getcpuclockid(3) makes it
+    return time.clock_gettime(process_clock)
 
 
-def status_number(pid: int, *names: str) -> int:
-    """The sum of these numbers of proc_pid_status(5), such as "VmHWM", in its own units."""
+def _status_number(process: str, *names: str) -> int:
+    """The sum of these numbers of proc_pid_status(5), such as "VmHWM", in its own units.
+
+    `process` is a process id, or "PID/task/TID".
+    """
     total = 0
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name in names:
             total += int(value.split()[0])
+    return total
+
+
+def _switches(pid: int) -> int:
+    """Context switches of the threads that a process has now."""
+    names = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
+    total = 0
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError):  # a thread that has ended by now
+            total += _status_number(f"{pid}/task/{task}", *names)
     return total
 
 
@@ -263,20 +312,21 @@ def measure(contender: Contender, load: Load) -> Result:
     """One storm with this contender watching; one without commands is the untraced case."""
     with Running(contender) as running:
         running.settle()
-        before = running.handlers()
+        start, before = running.usage(), running.handlers()
         with Storms(load) as storms:
             storm = storms.run()
-            time.sleep(0.2)  # the last events are on their way
-            after = running.handlers()
+            running.await_quiet()
+            done, after = running.usage(), running.handlers()
             memory_kb = running.memory_kb()
         cpu_s = running.end()
         delivered = running.delivered(storm.names)
-    handler_ns = (after.run_ns - before.run_ns) / load.pairs
-    return Result(storm.spawn_ns, storm.cpu_ns, cpu_s, memory_kb, delivered, handler_ns)
-
-
-def start_cpu_s(contender: Contender) -> float:
-    """CPU time in seconds of starting and ending without a storm."""
-    with Running(contender) as running:
-        running.settle()
-        return running.end()
+    return Result(
+        spawn_ns=storm.spawn_ns,
+        spawn_cpu_ns=storm.cpu_ns,
+        start_cpu_s=start.cpu_s,
+        load_cpu_s=done.cpu_s - start.cpu_s,
+        cpu_s=cpu_s,
+        memory_kb=memory_kb,
+        delivered=delivered,
+        handler_ns=(after.run_ns - before.run_ns) / load.pairs,
+    )

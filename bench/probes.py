@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from measure import Contender, status_number
+from measure import Contender, Running
 from programs import BUILD, ROOT, BenchError, bootstrap
 
 _LIMIT_S = 20.0
@@ -107,18 +107,14 @@ def _drain_until_ended(fd: int, process: subprocess.Popen[bytes]) -> None:
 # ---- Idle ----
 
 
-def idle_wakeups(seconds: float = 3.0) -> int:
-    """How often `bootstrap` was switched to in this time, when no event passes its filter."""
+def idle_switches() -> int:
+    """How often `bootstrap` is switched to in 3 s in which no event passes its filter."""
     command = [*bootstrap(), "--duration", str(10**9)]
-    tracer = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
-    names = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
-    time.sleep(1)
-    before = status_number(tracer.pid, *names)
-    time.sleep(seconds)
-    switches = status_number(tracer.pid, *names) - before
-    tracer.send_signal(signal.SIGINT)
-    tracer.wait()
-    return switches
+    with Running(Contender("idle", [command], 0)) as running:
+        running.settle()
+        before = running.usage()
+        time.sleep(3)
+        return running.usage().switches - before.switches
 
 
 # ---- Memory ----

@@ -20,7 +20,8 @@ class Row:
     slowdown: list[float] = field(default_factory=list)  # wall time of a spawn, 0.1: 10 % more
     cpu_slowdown: list[float] = field(default_factory=list)  # the same of a spawn's CPU time
     cpu_s: list[float] = field(default_factory=list)  # of the tracer, from start to end
-    start_cpu_s: list[float] = field(default_factory=list)  # the same without a storm
+    start_cpu_s: list[float] = field(default_factory=list)  # the same of the start alone
+    load_cpu_s: list[float] = field(default_factory=list)  # and of the storm alone
     handler_us: list[float] = field(default_factory=list)  # BPF time for an exec+exit pair
     memory_mb: list[float] = field(default_factory=list)  # peak
     first_ms: list[float] = field(default_factory=list)  # start to first event, as it happens
@@ -37,9 +38,8 @@ class Row:
 
     @property
     def event_us(self) -> list[float]:
-        """The tracer's CPU time for an event, start-up taken off; a pair is two events."""
-        rounds = zip(self.cpu_s, self.start_cpu_s)
-        return [(cpu - start) * 1e6 / (2 * self.pairs) for cpu, start in rounds]
+        """The tracer's CPU time under the storm for an event; a pair is two events."""
+        return [cpu_s * 1e6 / (2 * self.pairs) for cpu_s in self.load_cpu_s]
 
     def asdict(self) -> dict[str, Any]:
         """All values, and the medians of those that are lists."""
@@ -70,6 +70,7 @@ _HEADER = (
     "spawn +%",
     "spawn CPU +%",
     "tracer CPU s",
+    "start CPU ms",
     "us/event",
     "BPF us/pair",
     "memory MB",
@@ -90,6 +91,7 @@ def _cells(row: Row) -> list[str]:
         spread([100 * s for s in row.slowdown], ".1f"),
         spread([100 * s for s in row.cpu_slowdown], ".1f"),
         spread(row.cpu_s, ".2f"),
+        spread([1000 * s for s in row.start_cpu_s], ".0f"),
         spread(row.event_us, ".1f"),
         spread(row.handler_us, ".2f"),
         spread(row.memory_mb, ".1f"),

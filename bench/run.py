@@ -21,7 +21,7 @@ import micro
 import probes
 import programs
 import synthetic
-from measure import Contender, Load, Result, bpf_stats, measure, start_cpu_s
+from measure import Contender, Load, Result, bpf_stats, measure
 from programs import BenchError
 from report import Row, grid, median, svg, table
 from targets import BOTH, EXECSNOOP, EXITSNOOP, JSON, PER_EVENT, TEXT, Facts, targets
@@ -35,7 +35,7 @@ tracepoint:sched:sched_process_exit /pid == tid/ { printf("EXIT %-16s %d\\n", co
 _NOTES = """
 
 Median (smallest..largest). spawn +%: wall time of a spawn; spawn CPU +%: its CPU time, which other
-work on the machine disturbs less; us/event: the tracer's CPU time above start-up; untraced: the
+work on the machine disturbs less; us/event: the tracer's CPU time under the storm; untraced: the
 second of two storms against the first, so how much chance there is in each figure. Where that is
 more than 10 %, the targets that are wall times of a spawn are not judged. first event: from the
 start of the tracer to that of the first process that it reports; printed: to that line.
@@ -88,6 +88,8 @@ def _add(row: Row, result: Result, base: Result) -> None:
     row.slowdown.append(result.spawn_ns / base.spawn_ns - 1)
     row.cpu_slowdown.append(result.spawn_cpu_ns / base.spawn_cpu_ns - 1)
     row.cpu_s.append(result.cpu_s)
+    row.start_cpu_s.append(result.start_cpu_s)
+    row.load_cpu_s.append(result.load_cpu_s)
     row.memory_mb.append(result.memory_kb / 1024)
     row.delivered.append(result.delivered)
 
@@ -103,7 +105,6 @@ def _measure_round(contenders: Sequence[Contender], rows: dict[str, Row], load: 
         _say(f"{contender.name}: {load}")
         try:
             results[contender.name] = measure(contender, load)
-            row.start_cpu_s.append(start_cpu_s(contender))
         except BenchError as error:
             row.failure = str(error)
     last = measure(_UNTRACED, load)
@@ -161,7 +162,7 @@ def measure_facts(load: Load, repeats: int) -> Facts:
     two = Load(load.spawns, storms=min(2, len(programs.cpus())))
     under_two = measure(Contender(TEXT, [programs.bootstrap()], 2), two)
     return Facts(
-        idle_wakeups=probes.idle_wakeups(),
+        idle_switches=probes.idle_switches(),
         tracer_memory_mb=probes.tracer_memory_kb() / 1024,
         lost_in_two_storms=2 * two.pairs - under_two.delivered,
         speeds=_speed_figures(repeats),

@@ -18,7 +18,7 @@ EXECSNOOP, EXITSNOOP, BOTH = "execsnoop", "exitsnoop", "execsnoop + exitsnoop"
 class Facts:
     """What is measured once a run, beside the rows."""
 
-    idle_wakeups: int
+    idle_switches: int
     tracer_memory_mb: float
     lost_in_two_storms: int
     speeds: Mapping[str, float]  # of micro.py, per second
@@ -77,7 +77,7 @@ def _of_the_command(rows: Mapping[str, Row]) -> list[Target]:
     cpu = _ratio(median(own.cpu_s), median(both.cpu_s))
     return [
         _at_most("CPU of the command, against both peers", cpu, 0.5, ".2f"),
-        _at_most("CPU above start-up", median(own.event_us), 2.5, ".2f", " us/event"),
+        _at_most("CPU of the command under storm", median(own.event_us), 2.5, ".2f", " us/event"),
         _at_most("start to first event", first, 60, ".0f", " ms"),
         _at_most("the same, against execsnoop", against, 2.5, ".1f"),
         _at_most("peak memory of the command", median(own.memory_mb), 25, ".1f", " MB"),
@@ -91,7 +91,7 @@ def _of_facts(facts: Facts) -> list[Target]:
         _at_least("record to event", speeds["record -> event"], 1e6),
         _at_least("text lines", speeds["event -> text line"], 700_000),
         _at_least("JSON lines", speeds["event -> JSON line"], 400_000),
-        _at_most("switches to the idle command in 3 s", facts.idle_wakeups, 0, "d"),
+        _at_most("switches to the idle command in 3 s", facts.idle_switches, 0, "d"),
         _at_most("lost under two storms at once", facts.lost_in_two_storms, 0, "d"),
     ]
 
