@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 from programs import BUILD, ROOT, BenchError, cpus
 
 _QUIET_S = 0.25  # longer than any tracer here gathers events before it looks at them
-_QUIET_SHARE = 0.02  # of a CPU; those that poll for events need some of it
+_QUIET_SHARE = 0.1  # of a CPU: a tracer that starts or is behind uses much more
 _QUIET_LIMIT_S = 20.0
 _END_LIMIT_S = 10.0
 _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
@@ -45,7 +45,7 @@ class Contender:
 
     name: str
     commands: Sequence[Sequence[str]]
-    lines: int | None  # that it should print for each exec+exit pair; None: not known
+    lines: int | None  # that it should print for each exec+exit pair, 0: none; None: not known
 
 
 class Storm(NamedTuple):
@@ -169,7 +169,7 @@ class Running:
         self.await_quiet()
 
     def await_quiet(self) -> None:
-        """Waits until all that has happened is read: for a time, they use next to no CPU."""
+        """Waits until all that has happened is read: for a time, they use little CPU."""
         limit = time.monotonic() + _QUIET_LIMIT_S
         before, used_s = self.usage().cpu_s, math.inf
         while used_s > _QUIET_SHARE * _QUIET_S * len(self._processes):

@@ -15,7 +15,7 @@ class Row:
     """All that was measured of one tracer: a value for each round."""
 
     name: str
-    lines: int | None  # expected of each exec+exit pair; None: not known
+    lines: int | None  # expected of each exec+exit pair, 0: none; None: not known
     pairs: int = 0  # of each round
     slowdown: list[float] = field(default_factory=list)  # wall time of a spawn, 0.1: 10 % more
     cpu_slowdown: list[float] = field(default_factory=list)  # the same of a spawn's CPU time
@@ -31,8 +31,8 @@ class Row:
 
     @property
     def lost(self) -> int | None:
-        """Lines that are missing, over all rounds; None when it is not known how many there are."""
-        if self.lines is None:
+        """Lines that are missing, over all rounds; None when that cannot be known."""
+        if not self.lines:
             return None
         return self.lines * self.pairs * len(self.delivered) - sum(self.delivered)
 

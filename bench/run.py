@@ -24,7 +24,18 @@ import synthetic
 from measure import Contender, Load, Result, bpf_stats, measure
 from programs import BenchError
 from report import Row, grid, median, svg, table
-from targets import BOTH, EXECSNOOP, EXITSNOOP, JSON, PER_EVENT, TEXT, Facts, targets
+from targets import (
+    BOTH,
+    C_BOOTSTRAP,
+    EXECSNOOP,
+    EXITSNOOP,
+    FILTERED,
+    JSON,
+    PER_EVENT,
+    TEXT,
+    Facts,
+    targets,
+)
 from targets import table as target_table
 
 _UNTRACED = Contender("untraced", [], 0)
@@ -51,6 +62,7 @@ def own_contenders() -> list[Contender]:
     return [
         Contender(TEXT, [programs.bootstrap()], 2),
         Contender(JSON, [[*programs.bootstrap(), "--json"]], 2),
+        Contender(FILTERED, [[*programs.bootstrap(), "-d", "10"]], 0),
         Contender(PER_EVENT, [per_event], 2),
     ]
 
@@ -67,6 +79,12 @@ def peer_contenders(missing: Sequence[str]) -> list[Contender]:
     ]
     absent = {paths[peer] for peer in missing}
     return [p for p in peers if not any(command[0] in absent for command in p.commands)]
+
+
+def _c_bootstrap(path: str) -> Contender:
+    if not os.access(path, os.X_OK):
+        raise argparse.ArgumentTypeError(f"{path!r} is not an executable file")
+    return Contender(C_BOOTSTRAP, [[os.path.abspath(path)]], 2)
 
 
 def _extra_peer(text: str) -> Contender:
@@ -133,6 +151,8 @@ def _measure_more(contenders: Sequence[Contender], rows: dict[str, Row], spawns:
         with contextlib.suppress(BenchError):
             with bpf_stats():
                 row.handler_us.append(measure(contender, Load(spawns)).handler_ns / 1000)
+            if contender.lines == 0:
+                continue
             first = probes.first_event(contender)
             row.first_ms.append(first.recorded_ms)
             row.printed_ms.append(first.printed_ms)
@@ -227,6 +247,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scale", action="store_true", help="also how cost grows: takes long")
     parser.add_argument("--only", action="append", metavar="NAME", help="only these tracers")
     parser.add_argument(
+        "--c-bootstrap",
+        type=_c_bootstrap,
+        metavar="FILE",
+        help="compare with the C original too: the program that 'make bootstrap' in examples/c "
+        "of github.com/libbpf/libbpf-bootstrap builds",
+    )
+    parser.add_argument(
         "--peer",
         action="append",
         type=_extra_peer,
@@ -250,8 +277,12 @@ def _contenders(options: argparse.Namespace) -> list[Contender]:
             "to compare with them",
             file=sys.stderr,
         )
-    everyone = [*own_contenders(), *peer_contenders(missing), *options.peer]
-    return [c for c in everyone if not options.only or c.name in options.only]
+    original = [options.c_bootstrap] if options.c_bootstrap else []
+    everyone = [*own_contenders(), *original, *peer_contenders(missing), *options.peer]
+    only = options.only or [c.name for c in everyone]
+    if unknown := set(only).difference(c.name for c in everyone):
+        raise BenchError(f"no tracer here is called {unknown.pop()!r}")
+    return [c for c in everyone if c.name in only]
 
 
 def _write_files(options: argparse.Namespace, rows: Sequence[Row], figures: dict[str, Any]) -> None:
@@ -276,7 +307,7 @@ def _report(options: argparse.Namespace) -> None:
     print(table(rows) + _NOTES, flush=True)
     figures["rows"] = [row.asdict() for row in rows]
     if options.scale:
-        some = [c for c in contenders if c.name in {TEXT, PER_EVENT, BOTH}]
+        some = [c for c in contenders if c.name in {TEXT, PER_EVENT, C_BOOTSTRAP, BOTH}]
         text, figures["scale"] = scale(some, options.quick)
         print(text, "\n", flush=True)
     print(_ceiling(figures, 0.3 if options.quick else 1.0), "\n", flush=True)

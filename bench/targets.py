@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from report import Row, grid, median
 
-TEXT, JSON, PER_EVENT = "pybootstrap", "pybootstrap --json", "pybootstrap, wake-up per event"
+TEXT, JSON, FILTERED = "pybootstrap", "pybootstrap --json", "pybootstrap -d 10"
+PER_EVENT = "pybootstrap, wake-up per event"
+C_BOOTSTRAP = "C bootstrap"
 UNTRACED = "untraced"
 EXECSNOOP, EXITSNOOP, BOTH = "execsnoop", "exitsnoop", "execsnoop + exitsnoop"
 
