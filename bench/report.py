@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -61,6 +62,15 @@ def spread(values: Sequence[float], form: str) -> str:
     if len(values) == 1:
         return middle
     return f"{middle} ({min(values):{form}}..{max(values):{form}})"
+
+
+# ---- Progress ----
+
+
+def say(text: str) -> None:
+    """Replaces the line about what is being done, on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 # ---- Table ----

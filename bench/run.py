@@ -7,13 +7,12 @@ It takes root, and a machine that does little else. It reports, and never fails 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ import micro
 import probes
 import programs
 import synthetic
-from measure import Contender, Load, Result, bpf_stats, measure
+from measure import Contender, Load, measure
 from programs import BenchError
-from report import Row, grid, median, svg, table
+from report import Row, say, svg, table
+from rounds import compare, scale
 from targets import (
     BOTH,
     C_BOOTSTRAP,
@@ -38,7 +38,6 @@ from targets import (
 )
 from targets import table as target_table
 
-_UNTRACED = Contender("untraced", [], 0)
 _BPFTRACE = """
 tracepoint:sched:sched_process_exec { printf("EXEC %-16s %d\\n", comm, pid); }
 tracepoint:sched:sched_process_exit /pid == tid/ { printf("EXIT %-16s %d\\n", comm, pid); }
@@ -94,82 +93,7 @@ def _extra_peer(text: str) -> Contender:
     return Contender(name, [shlex.split(command)], None)
 
 
-# ---- Rounds ----
-
-
-def _say(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def _add(row: Row, result: Result, base: Result) -> None:
-    row.slowdown.append(result.spawn_ns / base.spawn_ns - 1)
-    row.cpu_slowdown.append(result.spawn_cpu_ns / base.spawn_cpu_ns - 1)
-    row.cpu_s.append(result.cpu_s)
-    row.start_cpu_s.append(result.start_cpu_s)
-    row.load_cpu_s.append(result.load_cpu_s)
-    row.memory_mb.append(result.memory_kb / 1024)
-    row.delivered.append(result.delivered)
-
-
-def _measure_round(contenders: Sequence[Contender], rows: dict[str, Row], load: Load) -> None:
-    """Each contender once, between two untraced storms whose mean they are held against."""
-    first = measure(_UNTRACED, load)
-    results = {}
-    for contender in contenders:
-        row = rows[contender.name]
-        if row.failure:
-            continue
-        _say(f"{contender.name}: {load}")
-        try:
-            results[contender.name] = measure(contender, load)
-        except BenchError as error:
-            row.failure = str(error)
-    last = measure(_UNTRACED, load)
-    means = [(a + b) / 2 for a, b in zip(first[:2], last[:2])]
-    base = first._replace(spawn_ns=means[0], spawn_cpu_ns=means[1])
-    for name, result in results.items():
-        _add(rows[name], result, base)
-    rows["untraced"].slowdown.append(last.spawn_ns / first.spawn_ns - 1)
-    rows["untraced"].cpu_slowdown.append(last.spawn_cpu_ns / first.spawn_cpu_ns - 1)
-
-
-def _in_turn(contenders: Sequence[Contender], rounds: int) -> Iterator[Sequence[Contender]]:
-    """The contenders in an order that moves on each round."""
-    for number in range(rounds):
-        start = number % max(len(contenders), 1)
-        yield [*contenders[start:], *contenders[:start]]
-
-
-def _measure_more(contenders: Sequence[Contender], rows: dict[str, Row], spawns: int) -> None:
-    """What would disturb the rounds: BPF statistics, and start to first event."""
-    for contender in contenders:
-        row = rows[contender.name]
-        if row.failure:
-            continue
-        _say(f"{contender.name}: BPF time and first event")
-        with contextlib.suppress(BenchError):
-            with bpf_stats():
-                row.handler_us.append(measure(contender, Load(spawns)).handler_ns / 1000)
-            if contender.lines == 0:
-                continue
-            first = probes.first_event(contender)
-            row.first_ms.append(first.recorded_ms)
-            row.printed_ms.append(first.printed_ms)
-
-
-def compare(contenders: Sequence[Contender], load: Load, rounds: int, more: bool) -> list[Row]:
-    """The rows of a table; `more` adds what does not depend on the load."""
-    rows = {c.name: Row(c.name, c.lines, load.pairs) for c in (_UNTRACED, *contenders)}
-    for order in _in_turn(contenders, rounds):
-        _measure_round(order, rows, load)
-        if more:
-            _measure_more(order, rows, max(load.spawns // 4, 1000))
-    _say("")
-    return list(rows.values())
-
-
-# ---- Facts, and how cost grows ----
+# ---- Facts ----
 
 
 def _speed_figures(repeats: int) -> dict[str, float]:
@@ -178,7 +102,7 @@ def _speed_figures(repeats: int) -> dict[str, float]:
 
 def measure_facts(load: Load, repeats: int) -> Facts:
     """What needs a run of its own."""
-    _say("idle cost, memory")
+    say("idle cost, memory")
     two = Load(load.spawns, storms=min(2, len(programs.cpus())))
     under_two = measure(Contender(TEXT, [programs.bootstrap()], 2), two)
     return Facts(
@@ -189,49 +113,15 @@ def measure_facts(load: Load, repeats: int) -> Facts:
     )
 
 
-def scale_loads(quick: bool) -> list[Load]:
-    """More spawns, more cores, more live processes."""
-    spawns = (1_000, 5_000) if quick else (1_000, 10_000, 100_000)
-    idle = (0, 2_000) if quick else (0, 5_000, 20_000)
-    storms = (1, 2) if len(programs.cpus()) > 1 else (1,)
-    return [Load(n, s, i) for i in idle for s in storms for n in spawns]
-
-
-def _scale_cells(load: Load, row: Row) -> list[str]:
-    return [
-        row.name,
-        f"{load.spawns:,}",
-        str(load.storms),
-        f"{load.idle:,}",
-        row.failure or f"{100 * median(row.slowdown):.1f}",
-        f"{100 * median(row.cpu_slowdown):.1f}",
-        f"{median(row.cpu_s):.2f}",
-        f"{median(row.memory_mb):.1f}",
-        "-" if row.lost is None else f"{row.lost:,}",
-    ]
-
-
-def scale(contenders: Sequence[Contender], quick: bool) -> tuple[str, list[dict[str, Any]]]:
-    """How cost grows: as a table, and as data."""
-    header = ["tracer", "spawns", "cores", "idle", "spawn +%", "spawn CPU +%", "tracer CPU s"]
-    cells, data = [[*header, "memory MB", "lost"]], []
-    for load in scale_loads(quick):
-        for row in compare(contenders, load, 1 if quick else 3, more=False):
-            if row.name != "untraced":
-                cells.append(_scale_cells(load, row))
-                data.append({"load": vars(load), **row.asdict()})
-    return grid(cells), data
-
-
 def _ceiling(figures: dict[str, Any], seconds: float) -> str:
     """How many records a second reader, decoder and renderer can take; a table."""
-    _say("synthetic records")
+    say("synthetic records")
     try:
         outcomes = synthetic.measure_all(seconds)
     except BenchError as error:
         return f"no synthetic records: {error}"
     finally:
-        _say("")
+        say("")
     figures["synthetic"] = [outcome._asdict() for outcome in outcomes]
     return synthetic.table(outcomes)
 
