@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import everyday
 import micro
 import probes
 import programs
@@ -38,6 +39,7 @@ from targets import (
 )
 from targets import table as target_table
 
+_EVERYDAY = {TEXT, C_BOOTSTRAP, BOTH}  # who is measured at everyday rates
 _BPFTRACE = """
 tracepoint:sched:sched_process_exec { printf("EXEC %-16s %d\\n", comm, pid); }
 tracepoint:sched:sched_process_exit /pid == tid/ { printf("EXIT %-16s %d\\n", comm, pid); }
@@ -196,6 +198,13 @@ def _report(options: argparse.Namespace) -> None:
     rows = compare(contenders, load, options.rounds, more=True)
     print(table(rows) + _NOTES, flush=True)
     figures["rows"] = [row.asdict() for row in rows]
+    everyday_rows = everyday.compare(
+        [c for c in contenders if c.name in _EVERYDAY or c in options.peer],
+        options.rounds,
+        options.quick,
+    )
+    print(everyday.table(everyday_rows) + everyday.NOTES, flush=True)
+    figures["everyday"] = [row.asdict() for row in everyday_rows]
     if options.scale:
         some = [c for c in contenders if c.name in {TEXT, PER_EVENT, C_BOOTSTRAP, BOTH}]
         text, figures["scale"] = scale(some, options.quick)
