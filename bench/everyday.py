@@ -7,7 +7,6 @@ the tracer waits for events, and closes when it does so again.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 from measure import Contender, Load, Running, Storms
 from programs import BenchError
-from report import grid, say, spread
+from report import grid, median, say, spread
 from rounds import in_turn
 
 RATES = (5, 50, 500)  # processes a second
@@ -28,14 +27,18 @@ _IDLE_S = 5.0
 _QUICK_IDLE_S = 1.0
 
 
+def _by_rate() -> dict[int, list[float]]:
+    return {rate: [] for rate in (IDLE, *RATES)}
+
+
 @dataclass
 class Everyday:
     """All that was measured of one tracer: for each rate, a value for each round."""
 
     name: str
     lines: int | None  # expected of each exec+exit pair; None: not known
-    cpu_us: dict[int, list[float]] = field(default_factory=dict)  # for each process
-    switches: dict[int, list[float]] = field(default_factory=dict)  # the same
+    cpu_us: dict[int, list[float]] = field(default_factory=_by_rate)  # for each process
+    switches: dict[int, list[float]] = field(default_factory=_by_rate)  # the same
     others: list[float] = field(default_factory=list)  # a second; see Window
     lost: int | None = None
     failure: str = ""
@@ -43,7 +46,7 @@ class Everyday:
     def asdict(self) -> dict[str, Any]:
         """All values, and the medians for each rate."""
         medians = {
-            name: {rate: statistics.median(values) for rate, values in by_rate.items()}
+            name: {rate: median(values) for rate, values in by_rate.items() if values}
             for name, by_rate in (("cpu_us", self.cpu_us), ("switches", self.switches))
         }
         return {**asdict(self), "medians": medians}
@@ -124,8 +127,8 @@ def measure(row: Everyday, contender: Contender, quick: bool) -> None:
 
 
 def _add(row: Everyday, rate: int, window: Window, divisor: float) -> None:
-    row.cpu_us.setdefault(rate, []).append(window.cpu_us / divisor)
-    row.switches.setdefault(rate, []).append(window.switches / divisor)
+    row.cpu_us[rate].append(window.cpu_us / divisor)
+    row.switches[rate].append(window.switches / divisor)
     row.others.append(window.others)
 
 
@@ -148,10 +151,10 @@ def compare(contenders: Sequence[Contender], rounds: int, quick: bool) -> list[E
 # ---- Table ----
 
 NOTES = """
+
 For each process, at so many processes a second, the tracer's CPU time (us) and how often it was
 switched to (sw); idle: the same for each second without any. others: processes and threads that
-something else started meanwhile, a second, which the tracer also had to report.
-"""
+something else started meanwhile, a second, which the tracer also had to report."""
 
 
 def _cells(row: Everyday) -> list[str]:
@@ -159,10 +162,7 @@ def _cells(row: Everyday) -> list[str]:
         return [row.name, f"failed: {row.failure}"]
     cells = [row.name]
     for rate in (IDLE, *RATES):
-        cells += [
-            spread(row.cpu_us.get(rate, []), ".0f"),
-            spread(row.switches.get(rate, []), ".1f"),
-        ]
+        cells += [spread(row.cpu_us[rate], ".0f"), spread(row.switches[rate], ".1f")]
     lost = "-" if row.lost is None else f"{row.lost:,}"
     return [*cells, spread(row.others, ".1f"), lost]
 

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import everyday
+import latency
 import micro
 import probes
 import programs
 import synthetic
 from measure import Contender, Load, measure
 from programs import BenchError
-from report import Row, say, svg, table
+from report import say, svg, table
 from rounds import compare, scale
 from targets import (
     BOTH,
@@ -35,11 +36,13 @@ from targets import (
     PER_EVENT,
     TEXT,
     Facts,
+    Measured,
     targets,
 )
 from targets import table as target_table
 
 _EVERYDAY = {TEXT, C_BOOTSTRAP, BOTH}  # who is measured at everyday rates
+_PARTS = ("storm", "everyday", "scale", "ceiling", "latency", "facts")
 _BPFTRACE = """
 tracepoint:sched:sched_process_exec { printf("EXEC %-16s %d\\n", comm, pid); }
 tracepoint:sched:sched_process_exit /pid == tid/ { printf("EXIT %-16s %d\\n", comm, pid); }
@@ -50,8 +53,7 @@ Median (smallest..largest). spawn +%: wall time of a spawn; spawn CPU +%: its CP
 work on the machine disturbs less; us/event: the tracer's CPU time under the storm; untraced: the
 second of two storms against the first, so how much chance there is in each figure. Where that is
 more than 10 %, the targets that are wall times of a spawn are not judged. first event: from the
-start of the tracer to that of the first process that it reports; printed: to that line.
-"""
+start of the tracer to that of the first process that it reports; printed: to that line."""
 
 
 # ---- Who takes part ----
@@ -95,37 +97,84 @@ def _extra_peer(text: str) -> Contender:
     return Contender(name, [shlex.split(command)], None)
 
 
-# ---- Facts ----
+# ---- What is measured ----
 
 
-def _speed_figures(repeats: int) -> dict[str, float]:
-    return {s.what: s.per_second for s in micro.measure_all(2000, repeats)}
+class _Bench:
+    """One run: what it measures is printed, and kept as figures and for the targets."""
 
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.contenders = _contenders(options)
+        self.load = Load(options.spawns)
+        self.figures: dict[str, Any] = {"machine": programs.machine(), "load": vars(self.load)}
+        self.measured = Measured()
+        print("\n".join(f"{name}: {value}" for name, value in self.figures["machine"].items()))
+        print(f"storm: {options.spawns:,} spawns on one core; {options.rounds} rounds\n")
 
-def measure_facts(load: Load, repeats: int) -> Facts:
-    """What needs a run of its own."""
-    say("idle cost, memory")
-    two = Load(load.spawns, storms=min(2, len(programs.cpus())))
-    under_two = measure(Contender(TEXT, [programs.bootstrap()], 2), two)
-    return Facts(
-        idle_switches=probes.idle_switches(),
-        tracer_memory_mb=probes.tracer_memory_kb() / 1024,
-        lost_in_two_storms=2 * two.pairs - under_two.delivered,
-        speeds=_speed_figures(repeats),
-    )
+    def storm(self) -> str:
+        """Everyone under a storm on one core."""
+        rows = compare(self.contenders, self.load, self.options.rounds, more=True)
+        self.figures["rows"] = [row.asdict() for row in rows]
+        self.measured.rows = {row.name: row for row in rows}
+        return table(rows) + _NOTES
 
+    def everyday(self) -> str:
+        """Some at low rates."""
+        some = [c for c in self.contenders if c.name in _EVERYDAY or c in self.options.peer]
+        rows = everyday.compare(some, self.options.rounds, self.options.quick)
+        self.figures["everyday"] = [row.asdict() for row in rows]
+        self.measured.everyday = {row.name: row for row in rows}
+        return everyday.table(rows) + everyday.NOTES
 
-def _ceiling(figures: dict[str, Any], seconds: float) -> str:
-    """How many records a second reader, decoder and renderer can take; a table."""
-    say("synthetic records")
-    try:
-        outcomes = synthetic.measure_all(seconds)
-    except BenchError as error:
-        return f"no synthetic records: {error}"
-    finally:
-        say("")
-    figures["synthetic"] = [outcome._asdict() for outcome in outcomes]
-    return synthetic.table(outcomes)
+    def scale(self) -> str:
+        """How cost grows."""
+        some = [c for c in self.contenders if c.name in {TEXT, PER_EVENT, C_BOOTSTRAP, BOTH}]
+        text, self.figures["scale"] = scale(some, self.options.quick)
+        return text
+
+    def latency(self) -> str:
+        """How late events are."""
+        latencies = latency.measure_all(self.options.spawns, self.options.quick)
+        self.figures["latency"] = [latency.asdict(one) for one in latencies]
+        self.measured.latencies = latencies
+        return latency.table(latencies) + latency.NOTES
+
+    def ceiling(self) -> str:
+        """How many records a second reader, decoder and renderer can take."""
+        say("synthetic records")
+        outcomes = synthetic.measure_all(0.3 if self.options.quick else 1.0)
+        self.figures["synthetic"] = [outcome._asdict() for outcome in outcomes]
+        return synthetic.table(outcomes)
+
+    def facts(self) -> str:
+        """What needs a run of its own; the targets have it."""
+        say("idle cost, memory, speeds")
+        two = Load(self.load.spawns, storms=min(2, len(programs.cpus())))
+        under_two = measure(Contender(TEXT, [programs.bootstrap()], 2), two)
+        speeds = micro.measure_all(2000, 5 if self.options.quick else 15)
+        self.measured.facts = Facts(
+            idle_switches=probes.idle_switches(),
+            tracer_memory_mb=probes.tracer_memory_kb() / 1024,
+            lost_in_two_storms=2 * two.pairs - under_two.delivered,
+            speeds={speed.what: speed.per_second for speed in speeds},
+        )
+        self.figures["facts"] = vars(self.measured.facts)
+        return ""
+
+    def run(self) -> None:
+        """Measures what was asked for; one part that fails does not take the others along."""
+        for part in self.options.part:
+            try:
+                text = getattr(self, part)()
+            except BenchError as error:
+                text = f"{part}: {error}"
+            say("")
+            if text:
+                print(text, "\n", flush=True)
+        promised = targets(self.measured)
+        self.figures["targets"] = [target._asdict() for target in promised]
+        print(target_table(promised))
 
 
 # ---- The command line ----
@@ -137,6 +186,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--spawns", type=int, help="spawns of a storm (20000; --quick: 4000)")
     parser.add_argument("--quick", action="store_true", help="a short run, for a first look")
     parser.add_argument("--scale", action="store_true", help="also how cost grows: takes long")
+    parser.add_argument("--part", action="append", choices=_PARTS, help="only these measurements")
     parser.add_argument("--only", action="append", metavar="NAME", help="only these tracers")
     parser.add_argument(
         "--c-bootstrap",
@@ -158,6 +208,7 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 5)
     options.spawns = options.spawns or (4_000 if options.quick else 20_000)
+    options.part = options.part or [part for part in _PARTS if part != "scale" or options.scale]
     return options
 
 
@@ -177,45 +228,25 @@ def _contenders(options: argparse.Namespace) -> list[Contender]:
     return [c for c in everyone if c.name in only]
 
 
-def _write_files(options: argparse.Namespace, rows: Sequence[Row], figures: dict[str, Any]) -> None:
+def _write_files(bench: _Bench) -> None:
+    options = bench.options
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        options.json.write_text(json.dumps(bench.figures, indent=1) + "\n")
     if options.svg:
-        about = figures["machine"]
+        about = bench.figures["machine"]
         subtitle = f"{options.spawns:,} spawns on one core, {options.rounds} rounds; "
         subtitle += f"{about['kernel']}, {about['cores']} cores of {about['cpu']}"
-        options.svg.write_text(svg(rows, subtitle))
+        options.svg.write_text(svg(list(bench.measured.rows.values()), subtitle))
 
 
 def _report(options: argparse.Namespace) -> None:
     begin = time.monotonic()
     programs.as_users_run()
     programs.build_storm()
-    contenders, load = _contenders(options), Load(options.spawns)
-    figures: dict[str, Any] = {"machine": programs.machine(), "load": vars(load)}
-    print("\n".join(f"{name}: {value}" for name, value in figures["machine"].items()))
-    print(f"storm: {load.spawns:,} spawns on one core; {options.rounds} rounds\n", flush=True)
-    rows = compare(contenders, load, options.rounds, more=True)
-    print(table(rows) + _NOTES, flush=True)
-    figures["rows"] = [row.asdict() for row in rows]
-    everyday_rows = everyday.compare(
-        [c for c in contenders if c.name in _EVERYDAY or c in options.peer],
-        options.rounds,
-        options.quick,
-    )
-    print(everyday.table(everyday_rows) + everyday.NOTES, flush=True)
-    figures["everyday"] = [row.asdict() for row in everyday_rows]
-    if options.scale:
-        some = [c for c in contenders if c.name in {TEXT, PER_EVENT, C_BOOTSTRAP, BOTH}]
-        text, figures["scale"] = scale(some, options.quick)
-        print(text, "\n", flush=True)
-    print(_ceiling(figures, 0.3 if options.quick else 1.0), "\n", flush=True)
-    facts = measure_facts(load, 5 if options.quick else 15)
-    promised = targets({row.name: row for row in rows}, facts)
-    figures["facts"], figures["targets"] = vars(facts), [t._asdict() for t in promised]
-    print(target_table(promised))
+    bench = _Bench(options)
+    bench.run()
     print(f"\n{time.monotonic() - begin:.0f} s")
-    _write_files(options, rows, figures)
+    _write_files(bench)
 
 
 def main() -> int:
