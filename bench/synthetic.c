@@ -2,11 +2,12 @@
 /*
  * Sends records into the ring buffer of a running Tracer, at a rate or as fast as it can.
  *
- *     synthetic RING_MAP_ID LATENCY_MS RECORDS_PER_S SECONDS CPU
+ *     synthetic RING_MAP_ID RECORDS_PER_S SECONDS CPU
  *
- * A rate of 0 is without limit. It prints its own books as a JSON object: what it produced, what
- * found the ring full, and how long it took (ns). After a pause for the reader one more run tells
- * the reader's decoder of the last losses, so both books can be compared to the record.
+ * A rate of 0 is without limit. It prints its own counters as a JSON object: what it produced, what
+ * found the ring full, and how long it took (ns). When it can read a byte, or the end, from standard
+ * input, because the reader has caught up, one more run tells the reader's decoder of the last
+ * losses; then it prints its counters again. So both sides can be compared to the record.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -59,7 +60,7 @@ static int run_for(int program_fd, double rate, double seconds)
 	return err;
 }
 
-static struct synthetic_bpf *load(int ring_id, double latency_ms)
+static struct synthetic_bpf *load(int ring_id)
 {
 	struct synthetic_bpf *skeleton = synthetic_bpf__open();
 	struct bpf_map_info info = {};
@@ -69,9 +70,16 @@ static struct synthetic_bpf *load(int ring_id, double latency_ms)
 	if (!skeleton || ring_fd < 0 || bpf_obj_get_info_by_fd(ring_fd, &info, &size) ||
 	    bpf_map__reuse_fd(skeleton->maps.rb, ring_fd))
 		return NULL;
-	skeleton->rodata->max_latency_ns = latency_ms * 1e6;
+	skeleton->rodata->max_latency_ns = 10000000; /* as synthetic.py has it */
 	skeleton->rodata->wakeup_bytes = info.max_entries / 4; /* as shim.c has it */
 	return synthetic_bpf__load(skeleton) ? NULL : skeleton;
+}
+
+static void print_counters(const struct synthetic_bpf *skeleton, long long wall_ns)
+{
+	printf("{\"produced\": %llu, \"lost\": %llu, \"wall_ns\": %lld}\n", skeleton->bss->produced,
+	       skeleton->bss->lost, wall_ns);
+	fflush(stdout);
 }
 
 int main(int argc, char *argv[])
@@ -81,26 +89,27 @@ int main(int argc, char *argv[])
 	int program_fd, err;
 	cpu_set_t set;
 
-	if (argc != 6)
-		return fail("five arguments are needed", EINVAL);
+	if (argc != 5)
+		return fail("four arguments are needed", EINVAL);
 	CPU_ZERO(&set);
-	CPU_SET(atoi(argv[5]), &set);
+	CPU_SET(atoi(argv[4]), &set);
 	if (sched_setaffinity(0, sizeof(set), &set))
 		return fail("sched_setaffinity", errno);
-	skeleton = load(atoi(argv[1]), atof(argv[2]));
+	skeleton = load(atoi(argv[1]));
 	if (!skeleton)
 		return fail("cannot load", errno);
 	program_fd = bpf_program__fd(skeleton->progs.send_records);
 	begin = now_ns();
-	err = run_for(program_fd, atof(argv[3]), atof(argv[4]));
+	err = run_for(program_fd, atof(argv[2]), atof(argv[3]));
 	wall_ns = now_ns() - begin;
-	printf("{\"offered\": %llu, \"wall_ns\": %lld, ", skeleton->bss->produced, wall_ns);
-	usleep(1000000);
-	err = err ?: run_once(program_fd);
 	if (err)
 		return fail("cannot run", err);
-	printf("\"produced\": %llu, \"lost\": %llu}\n", skeleton->bss->produced,
-	       skeleton->bss->lost);
+	print_counters(skeleton, wall_ns);
+	getchar();
+	err = run_once(program_fd);
+	if (err)
+		return fail("cannot run", err);
+	print_counters(skeleton, wall_ns);
 	synthetic_bpf__destroy(skeleton);
 	return 0;
 }

@@ -2,8 +2,8 @@
 """The ceiling of reader, decoder and renderer, with records that no process has to make.
 
 A Tracer is started whose filter lets no real event pass. A program of its own (synthetic.c) then
-sends records into that Tracer's ring from another CPU, and keeps its own books: how many it sent,
-and how many found the ring full. So all that the reader says can be checked to the record.
+sends records into that Tracer's ring from another CPU, and counts for itself how many it sent, and
+how many found the ring full. So all that the reader says can be checked to the record.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ _BUFFER_SIZE = 256 * 1024  # bytes
 _WAIT_S = 0.05
 _NOTHING_REAL = 1e12  # ms: no process is that old
 _LATENCY_MS = 10
+_PATIENCE_S = 2.0  # with records that do not come
 _RINGBUF = "27"  # enum bpf_map_type: BPF_MAP_TYPE_RINGBUF
 _SHARES = (0.5, 0.8, 1.2)  # of the ceiling, as far as the source can reach it
 
@@ -43,7 +45,7 @@ class Outcome(NamedTuple):
     offered: float  # records a second that the source had to send
     received: float  # records a second that got through
     ceiling: float  # records that got through for each second of CPU time of the reader
-    lost: int  # records that found the ring full, by the source's books
+    lost: int  # records that found the ring full, as the source counts
     reported: int  # the sum of all LostEvents; -1 where nothing is decoded
     exact: bool  # every record the source counted was received, or is among the lost
 
@@ -109,41 +111,86 @@ def _ring_ids() -> set[int]:
     return found
 
 
-def _start_source(tracer_rings: set[int], rate: float, seconds: float) -> subprocess.Popen[str]:
-    (ring,) = tracer_rings
-    settings = [ring, _LATENCY_MS, rate, seconds, cpus()[-1]]
-    command = [str(BUILD / "synthetic"), *map(str, settings)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+class _Source:
+    """The running source; it counts what it sends."""
+
+    def __init__(self, rate: float, seconds: float) -> None:
+        (ring,) = _ring_ids()
+        command = [str(BUILD / "synthetic"), *map(str, (ring, rate, seconds, cpus()[-1]))]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def sending(self) -> bool:
+        """Whether it has not printed its counters yet."""
+        assert self._process.stdout
+        return not select.select([self._process.stdout], [], [], 0)[0]
+
+    def counters(self) -> dict[str, int]:
+        """What it prints next: "produced", "lost" and "wall_ns". Raises BenchError if it failed."""
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise BenchError("the synthetic source failed: see above")
+        counters: dict[str, int] = json.loads(line)
+        return counters
+
+    def send_last(self) -> None:
+        """Has it run once more."""
+        assert self._process.stdin
+        self._process.stdin.close()
+
+    def __enter__(self) -> _Source:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
+
+
+def _catch_up(tracer: Tracer, turn: Turn, counters: dict[str, int]) -> int:
+    """Reads until all that was sent is received or lost, or nothing comes any more.
+
+    Returns how many losses were reported.
+    """
+    reported, limit = 0, time.monotonic() + _PATIENCE_S
+    while tracer.stats.received + counters["lost"] < counters["produced"]:
+        before = tracer.stats.received
+        reported += turn(tracer)
+        if tracer.stats.received > before:
+            limit = time.monotonic() + _PATIENCE_S
+        elif time.monotonic() > limit:
+            break
+    return reported
 
 
 def measure(stage: str, turn: Turn, rate: float, seconds: float) -> Outcome:
     """Reads as fast as it can while the source sends `rate` records a second (0: no limit)."""
     with Tracer(min_duration_ms=_NOTHING_REAL, max_latency_ms=_LATENCY_MS) as tracer:
-        source = _start_source(_ring_ids(), rate, seconds)
-        began = time.process_time()
-        reported = 0
-        while source.poll() is None:
-            reported += turn(tracer)
-        output, _ = source.communicate()
-        if source.returncode:
-            raise BenchError("the synthetic source failed: see above")
-        books = json.loads(output)
-        while tracer.stats.received + books["lost"] < books["produced"]:
-            before = tracer.stats.received
-            reported += turn(tracer)
-            if tracer.stats.received == before:
-                break  # the books do not agree
-        received, cpu_s = tracer.stats.received, time.process_time() - began
-    wall_s = books["wall_ns"] / 1e9
-    in_time = books["offered"] - books["lost"]
+        with _Source(rate, seconds) as source:
+            began = time.process_time()
+            reported = 0
+            while source.sending():
+                reported += turn(tracer)
+            sent = source.counters()
+            reported += _catch_up(tracer, turn, sent)
+            received, cpu_s = tracer.stats.received, time.process_time() - began
+            source.send_last()
+            final = source.counters()
+            reported += _catch_up(tracer, turn, final)
+        received_all = tracer.stats.received
+    wall_s = sent["wall_ns"] / 1e9
     return Outcome(
         stage,
-        books["offered"] / wall_s,
-        in_time / wall_s,
+        sent["produced"] / wall_s,
+        (sent["produced"] - sent["lost"]) / wall_s,
         received / cpu_s,
-        books["lost"],
+        final["lost"],
         -1 if stage == "shim_read" else reported,
-        received + books["lost"] == books["produced"],
+        received_all + final["lost"] == final["produced"],
     )
 
 
@@ -163,7 +210,7 @@ def measure_all(seconds: float) -> list[Outcome]:
 def table(outcomes: Sequence[Outcome]) -> str:
     """The outcomes as text."""
     header = ("offered/s", "received/s", "per CPU s", "lost", "reported")
-    lines = [f"{'stage':<18} " + " ".join(f"{name:>10}" for name in header) + "  books"]
+    lines = [f"{'stage':<18} " + " ".join(f"{name:>10}" for name in header) + "  counters"]
     for o in outcomes:
         reported = "-" if o.reported < 0 else f"{o.reported:,}"
         lines.append(
