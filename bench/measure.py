@@ -170,6 +170,8 @@ class Running:
 
     def await_quiet(self) -> None:
         """Waits until all that has happened is read: for a time, they use little CPU."""
+        if not self._processes:
+            return
         limit = time.monotonic() + _QUIET_LIMIT_S
         before, used_s = self.usage().cpu_s, math.inf
         while used_s > _QUIET_SHARE * _QUIET_S * len(self._processes):

@@ -16,9 +16,11 @@ from report import Row, grid, median, say
 _UNTRACED = Contender("untraced", [], 0)
 
 
-def _add(row: Row, result: Result, base: Result) -> None:
-    row.slowdown.append(result.spawn_ns / base.spawn_ns - 1)
-    row.cpu_slowdown.append(result.spawn_cpu_ns / base.spawn_cpu_ns - 1)
+def _add(row: Row, result: Result, before: Result, after: Result) -> None:
+    """Against the mean of two untraced storms."""
+    row.slowdown.append(2 * result.spawn_ns / (before.spawn_ns + after.spawn_ns) - 1)
+    spawn_cpu_ns = before.spawn_cpu_ns + after.spawn_cpu_ns
+    row.cpu_slowdown.append(2 * result.spawn_cpu_ns / spawn_cpu_ns - 1)
     row.cpu_s.append(result.cpu_s)
     row.start_cpu_s.append(result.start_cpu_s)
     row.load_cpu_s.append(result.load_cpu_s)
@@ -27,25 +29,23 @@ def _add(row: Row, result: Result, base: Result) -> None:
 
 
 def _measure_round(contenders: Sequence[Contender], rows: dict[str, Row], load: Load) -> None:
-    """Each contender once, between two untraced storms whose mean they are held against."""
-    first = measure(_UNTRACED, load)
-    results = {}
+    """Each contender once, between an untraced storm right before and one right after it."""
+    untraced, before = rows[_UNTRACED.name], measure(_UNTRACED, load)
     for contender in contenders:
         row = rows[contender.name]
         if row.failure:
             continue
         say(f"{contender.name}: {load}")
         try:
-            results[contender.name] = measure(contender, load)
+            result = measure(contender, load)
         except BenchError as error:
             row.failure = str(error)
-    last = measure(_UNTRACED, load)
-    means = [(a + b) / 2 for a, b in zip(first[:2], last[:2])]
-    base = first._replace(spawn_ns=means[0], spawn_cpu_ns=means[1])
-    for name, result in results.items():
-        _add(rows[name], result, base)
-    rows["untraced"].slowdown.append(last.spawn_ns / first.spawn_ns - 1)
-    rows["untraced"].cpu_slowdown.append(last.spawn_cpu_ns / first.spawn_cpu_ns - 1)
+            continue
+        after = measure(_UNTRACED, load)
+        _add(row, result, before, after)
+        untraced.slowdown.append(after.spawn_ns / before.spawn_ns - 1)
+        untraced.cpu_slowdown.append(after.spawn_cpu_ns / before.spawn_cpu_ns - 1)
+        before = after
 
 
 def in_turn(contenders: Sequence[Contender], rounds: int) -> Iterator[Sequence[Contender]]:

@@ -50,9 +50,9 @@ tracepoint:sched:sched_process_exit /pid == tid/ { printf("EXIT %-16s %d\\n", co
 _NOTES = """
 
 Median (smallest..largest). spawn +%: wall time of a spawn; spawn CPU +%: its CPU time, which other
-work on the machine disturbs less; us/event: the tracer's CPU time under the storm; untraced: the
-second of two storms against the first, so how much chance there is in each figure. Where that is
-more than 10 %, the targets that are wall times of a spawn are not judged. first event: from the
+work on the machine disturbs less; us/event: the tracer's CPU time under the storm; untraced: a
+storm against the one before, so how much chance there is in each figure; where they usually differ
+by more than 5 %, the targets that are wall times of a spawn are not judged. first event: from the
 start of the tracer to that of the first process that it reports; printed: to that line."""
 
 

@@ -38,7 +38,7 @@ class Measured:
     facts: Facts | None = None
 
 
-_MAX_CHANCE = 0.1  # difference of two untraced storms above which wall times say nothing
+_MAX_CHANCE = 0.05  # usual difference of two untraced storms above which wall times say nothing
 
 
 class Target(NamedTuple):
@@ -81,7 +81,7 @@ def _of_the_kernel(rows: Mapping[str, Row]) -> list[Target]:
 
 def _noisy(untraced: Row) -> bool:
     """Whether the machine did so much else that wall times say nothing."""
-    return max(map(abs, untraced.slowdown), default=0) > _MAX_CHANCE
+    return median([abs(more) for more in untraced.slowdown]) > _MAX_CHANCE
 
 
 def _of_a_spawn(
