@@ -23,8 +23,9 @@ import probes
 import programs
 import synthetic
 from measure import Contender, Load, measure
+from picture import svg
 from programs import BenchError
-from report import say, svg, table
+from report import say, table
 from rounds import compare, scale
 from targets import (
     BOTH,
