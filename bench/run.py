@@ -237,7 +237,8 @@ def _write_files(bench: _Bench) -> None:
         about = bench.figures["machine"]
         subtitle = f"{options.spawns:,} spawns on one core, {options.rounds} rounds; "
         subtitle += f"{about['kernel']}, {about['cores']} cores of {about['cpu']}"
-        options.svg.write_text(svg(list(bench.measured.rows.values()), subtitle))
+        rows, rates = bench.measured.rows.values(), bench.measured.everyday.values()
+        options.svg.write_text(svg([*rows], [*rates], subtitle))
 
 
 def _report(options: argparse.Namespace) -> None:
