@@ -154,7 +154,8 @@ NOTES = """
 
 For each process, at so many processes a second, the tracer's CPU time (us) and how often it was
 switched to (sw); idle: the same for each second without any. others: processes and threads that
-something else started meanwhile, a second, which the tracer also had to report."""
+something else started meanwhile, a second, which the tracer also had to report; where that is
+usually more than 1, the targets of these rates are not judged."""
 
 
 def _cells(row: Everyday) -> list[str]:

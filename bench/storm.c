@@ -8,8 +8,8 @@
  * each period of so many microseconds, otherwise each follows the one before.
  *
  * It begins when it can read a byte, or the end, from standard input, and lives on until that ends:
- * so whoever measures a tracer can keep the storm's own exec and exit out of the figures. SIGTERM
- * ends it early. All that it started is gone when it ends.
+ * so whoever measures a tracer can keep the storm's own exec and exit out of the figures. SIGINT and
+ * SIGTERM end it early. All that it started is gone when it ends.
  *
  * The children run under a name of this storm's own, "nothing-PID", so that a tracer's lines about
  * them can be told from all others. When they are done it prints one JSON object; times are in ns,
@@ -57,7 +57,7 @@ static long long now_ns(void)
 	return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-/* SIGTERM ends the wait too. */
+/* A signal ends the wait too. */
 static void await_input(void)
 {
 	char byte;
@@ -219,7 +219,7 @@ int main(int argc, char *argv[])
 	long spawns = 20000, idle = 0, period_us = 0, done = 0;
 	double chunk_ns[CHUNKS];
 	long long begin, wall_ns, user_us, system_us;
-	struct sigaction on_term = {.sa_handler = end}; /* without SA_RESTART */
+	struct sigaction on_signal = {.sa_handler = end}; /* without SA_RESTART */
 	int option, cpu = -1;
 	pid_t *pids;
 
@@ -233,7 +233,8 @@ int main(int argc, char *argv[])
 		else
 			*value = atol(optarg);
 	}
-	sigaction(SIGTERM, &on_term, NULL);
+	sigaction(SIGINT, &on_signal, NULL);
+	sigaction(SIGTERM, &on_signal, NULL);
 	make_link();
 	if (cpu >= 0)
 		bind_to(cpu);
