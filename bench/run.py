@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -257,6 +258,8 @@ def main() -> int:
     if os.geteuid():
         print("bench/run.py: tracing takes root: try 'sudo make bench'", file=sys.stderr)
         return 77
+    # By an exception, so that tracers are ended and tracefs is unmounted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench/run.py: terminated"))
     try:
         with programs.tracefs():
             _report(options)
