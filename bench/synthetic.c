@@ -70,7 +70,6 @@ static struct synthetic_bpf *load(int ring_id)
 	if (!skeleton || ring_fd < 0 || bpf_obj_get_info_by_fd(ring_fd, &info, &size) ||
 	    bpf_map__reuse_fd(skeleton->maps.rb, ring_fd))
 		return NULL;
-	skeleton->rodata->max_latency_ns = 10000000; /* as synthetic.py has it */
 	skeleton->rodata->wakeup_bytes = info.max_entries / 4; /* as shim.c has it */
 	return synthetic_bpf__load(skeleton) ? NULL : skeleton;
 }
