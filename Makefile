@@ -33,7 +33,7 @@ export V VMLINUX
 
 BUILT = build dist $(VENV) *.egg-info pybootstrap/*.so .hypothesis .*_cache \
 	__pycache__ */__pycache__ */*/__pycache__
-C_FILES = $(wildcard bpf/*.[ch] pybootstrap/native/*.[ch] vmlinux/*.h bench/*.[ch] tests/exactness/*.c tests/sanitize/*.c)
+C_FILES = $(wildcard bpf/*.[ch] pybootstrap/native/*.[ch] vmlinux/*.h bench/*.[ch] tests/exactness/*.c tests/kernel/*.c tests/sanitize/*.c)
 
 # Programs beside the package; each directory is checked by itself.
 SCRIPTS = $(wildcard bench tests/exactness tests/kernels tests/sanitize tests/fuzz tests/soak)

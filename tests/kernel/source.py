@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""A source of records without processes: source.bpf.c and source.c, built and run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path("tests/kernel")
+
+
+class Sender(NamedTuple):
+    """Who sends what: see source.c."""
+
+    cpu: int
+    number: int = 1
+    large: bool = False
+    pace_ms: float = 0
+    after: int = 0
+    hold: int = 0
+    delay_ms: float = 0
+
+    def __str__(self) -> str:
+        size = "large" if self.large else "small"
+        pace_us, delay_us = int(self.pace_ms * 1000), int(self.delay_ms * 1000)
+        return f"{self.cpu} {self.number} {size} {pace_us} {self.after} {self.hold} {delay_us}"
+
+
+class Answer(NamedTuple):
+    submitted_ns: int
+    """When the last record was submitted: wall clock."""
+    produced: int
+    """The Tracer's counters by then."""
+    lost: int
+
+
+def build(directory: Path) -> Path:
+    """Compiles the source with what the package was built with; returns the program."""
+    setup: Any = pytest.importorskip("setup", reason="needs what builds the package")
+    unlinked, linked = directory / "source.unlinked.o", directory / "source.bpf.o"
+    skeleton, program = directory / "source.skel.h", directory / "source"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)  # the paths in setup.py are relative
+        libbpf = setup.find_libbpf()
+        includes = [f"-I{setup.VMLINUX}", "-Ibpf", *libbpf.include]
+        bpftool = setup.find_bpftool()
+        compile_bpf = [setup.find_clang(), *setup.BPF_FLAGS, *setup.WARNINGS, *includes]
+        setup.run(*compile_bpf, "-c", HERE / "source.bpf.c", "-o", unlinked)
+        setup.run(bpftool, "gen", "object", linked, unlinked)
+        setup.run(bpftool, "gen", "skeleton", linked, "name", "source_bpf", output=skeleton)
+        compile_c = ["cc", "-std=gnu11", "-O2", *setup.WARNINGS, "-pthread", *includes]
+        compile_c += [HERE / "source.c", "-isystem", directory, "-o", program]
+        setup.run(*compile_c, *libbpf.files, *libbpf.link)
+    return program
+
+
+def _own_maps() -> set[str]:
+    """The ids of all BPF maps that this process has open."""
+    ids: set[str] = set()
+    for info in Path("/proc/self/fdinfo").iterdir():
+        with contextlib.suppress(OSError):
+            ids.update(re.findall(r"^map_id:\s*(\d+)", info.read_text(), re.MULTILINE))
+    return ids
+
+
+class Source:
+    """The running program, which sends to the one Tracer of this process; in a `with` statement."""
+
+    def __init__(self, program: Path) -> None:
+        self._process = subprocess.Popen(
+            [program, *_own_maps()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> Source:
+        self.send()  # it answers once it has loaded
+        self.answer()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.communicate()
+
+    def send(self, *senders: Sender, wait_ms: float = 0) -> None:
+        """Has all these send at once, after so long; returns at once. `answer()` comes next."""
+        order = "; ".join([str(int(wait_ms * 1000)), *map(str, senders)])
+        assert self._process.stdin is not None
+        self._process.stdin.write(order + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> Answer:
+        """Waits until all have sent."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the source of records has ended"
+        return Answer(**json.loads(line))
