@@ -21,8 +21,9 @@
  * while the delayed record was submitted without a wake-up.
  *
  * Why no event waits longer than the bound: the first that can be taken wakes the reader, all others
- * of its batch come later. If the reader leaves a reserved record behind, it takes the next batch
- * as soon as it is woken, because that has waited once.
+ * of its batch come later. The reader may be busy when it is woken, so it counts the bound from the
+ * time of that first record: see first_ns. If it leaves a reserved record behind, it takes the next
+ * batch as soon as it is woken, because that has waited once.
  *
  * A ring that fills up does not wait for the bound: see wakeup_flags().
  *
@@ -49,9 +50,20 @@ struct {
 /* Unread bytes at which the ring counts as filling up: then the reader stops gathering. */
 const volatile unsigned long long wakeup_bytes = 0;
 
+/* What the ring adds to a record: 8 bytes before it, and up to 7 behind, to a multiple of 8. */
+enum { MAX_OVERHEAD = 15 };
+
 /* Read by user space; each counter is only ever added to. */
 unsigned long long produced = 0; /* records that should reach the reader */
 unsigned long long lost = 0; /* those of them that found the ring full */
+
+/*
+ * The time of the first record in the ring: it notes that if the ring held no other when it was
+ * submitted. If it did not, two were reserved at once, and this is the time of a record that the
+ * reader has taken. Then its last look, at which there was nothing to take, is the best that it
+ * knows. Either is too early rather than too late.
+ */
+unsigned long long first_ns = 0;
 
 /* The reader's position, plus 1, when the ring was last found to fill up. */
 unsigned long long filled_at = 0;
@@ -65,11 +77,13 @@ unsigned long long filled_at = 0;
  *
  * Not static, so the verifier looks at it once and not at each call.
  */
-__noinline u64 wakeup_flags(void)
+__noinline u64 wakeup_flags(u64 reserved_size, u64 time_ns)
 {
-	u64 position;
+	u64 unread = bpf_ringbuf_query(&rb, BPF_RB_AVAIL_DATA), position;
 
-	if (bpf_ringbuf_query(&rb, BPF_RB_AVAIL_DATA) < wakeup_bytes)
+	if (unread <= reserved_size + MAX_OVERHEAD)
+		first_ns = time_ns;
+	if (unread < wakeup_bytes)
 		return 0;
 	position = bpf_ringbuf_query(&rb, BPF_RB_CONS_POS) + 1;
 	if (filled_at >= position)
@@ -84,11 +98,13 @@ __noinline u64 wakeup_flags(void)
  */
 static __always_inline void *ring_reserve(u64 size)
 {
-	void *r;
+	struct record *r;
 
 	__sync_fetch_and_add(&produced, 1);
 	r = bpf_ringbuf_reserve(&rb, size, 0);
-	if (!r)
+	if (r)
+		r->size = size; /* until ring_submit() */
+	else
 		__sync_fetch_and_add(&lost, 1);
 	return r;
 }
@@ -96,12 +112,14 @@ static __always_inline void *ring_reserve(u64 size)
 static __always_inline void ring_submit(struct record *r, u32 size, u16 kind, u16 flags,
 					u64 time_ns)
 {
+	u64 wakeup = wakeup_flags(r->size, time_ns);
+
 	r->size = size;
 	r->kind = kind;
 	r->flags = flags;
 	r->time_ns = time_ns;
 	r->lost = lost;
-	bpf_ringbuf_submit(r, wakeup_flags());
+	bpf_ringbuf_submit(r, wakeup);
 }
 
 #endif

@@ -73,6 +73,7 @@ struct shim {
 	unsigned long long missed; /* as of the last shim_stats() that was allowed to know */
 	unsigned long long lost; /* as of the last read that emptied the ring */
 	unsigned long long filled_at; /* bss->filled_at as of the last drain */
+	long long looked_ns; /* when the last drain began: CLOCK_BOOTTIME as the kernel has it */
 	bool gathering; /* the ring woke us, and the timer is set */
 	bool behind; /* the last drain left a record that was not submitted yet */
 	bool more; /* the last drain filled its buffer, so the ring may hold more */
@@ -510,14 +511,29 @@ static int set_timer(struct shim *s, long long delay_ns)
 	return timerfd_settime(s->timer_fd, 0, &t, NULL) ? -errno : 0;
 }
 
+/* As the BPF programs see it. */
+static long long boottime_ns(const struct shim *s)
+{
+	return now_ns(CLOCK_BOOTTIME) - s->namespace_ns;
+}
+
 /*
- * Records gather for most of the bound. The rest of it is for waking up before, and for taking,
- * decoding and printing the batch after.
+ * Records gather for most of the bound, counted from the first of them (bpf/ring.bpf.h). The rest of
+ * it is for waking up before, and for taking, decoding and printing the batch after.
  */
-static int gather(struct shim *s)
+static long long left_to_gather(const struct shim *s)
+{
+	const long long first_ns = counter(&s->skeleton->bss->first_ns);
+	const long long since_ns = first_ns > s->looked_ns ? first_ns : s->looked_ns;
+	const long long gather_ns = s->settings.max_latency_ns - s->settings.max_latency_ns / 8;
+
+	return since_ns + gather_ns - boottime_ns(s);
+}
+
+static int gather(struct shim *s, long long ns)
 {
 	s->gathering = true;
-	return set_timer(s, s->settings.max_latency_ns - s->settings.max_latency_ns / 8);
+	return set_timer(s, ns);
 }
 
 /* libbpf's rounds, until one that began after a full barrier finds nothing: see bpf/ring.bpf.h. */
@@ -544,7 +560,8 @@ static int drain(struct shim *s)
 		return err;
 	s->gathering = false;
 	s->used = 0;
-	s->wall_offset_ns = now_ns(CLOCK_REALTIME) - (now_ns(CLOCK_BOOTTIME) - s->namespace_ns);
+	s->looked_ns = boottime_ns(s);
+	s->wall_offset_ns = now_ns(CLOCK_REALTIME) - s->looked_ns;
 	s->filled_at = counter(&bss->filled_at);
 	err = consume(s);
 	s->more = err < 0;
@@ -557,15 +574,21 @@ static int drain(struct shim *s)
 	return (int)s->used;
 }
 
-/* Is it time to take what is there, or to let more gather? */
-static bool is_due(struct shim *s, unsigned int woken_by)
+enum { NO_REASON = -1 };
+
+/* In how many ns it is time to take what is there; NO_REASON: what woke us is none. */
+static long long due_in(const struct shim *s, unsigned int woken_by)
 {
+	long long left;
+
 	if (s->more || woken_by & (BY_TIMER | BY_STOP))
-		return true;
+		return 0;
 	if (!(woken_by & BY_RING))
-		return false;
-	return s->gathering || s->behind || s->settings.max_latency_ns == 0 ||
-	       counter(&s->skeleton->bss->filled_at) != s->filled_at;
+		return NO_REASON;
+	if (s->gathering || s->behind || counter(&s->skeleton->bss->filled_at) != s->filled_at)
+		return 0;
+	left = left_to_gather(s);
+	return left > 0 ? left : 0;
 }
 
 /* Waits, and says why it returned; 0: in vain. */
@@ -586,19 +609,20 @@ static int read_records(struct shim *s, int timeout_ms, bool may_gather)
 {
 	const long long end = timeout_ms > 0 ? now_ns(CLOCK_MONOTONIC) + timeout_ms * 1000000LL : 0;
 	unsigned int woken_by = 0;
-	long long left;
+	long long due_ns, left;
 	int got, err;
 
 	for (;;) {
 		err = await(s, s->more ? 0 : timeout_ms, &woken_by);
 		if (err)
 			return err;
-		if (is_due(s, woken_by) || (timeout_ms == 0 && !may_gather)) {
+		due_ns = due_in(s, woken_by);
+		if (due_ns == 0 || (timeout_ms == 0 && !may_gather)) {
 			got = drain(s);
 			if (got || woken_by & BY_STOP)
 				return got;
-		} else if (woken_by & BY_RING) {
-			err = gather(s);
+		} else if (due_ns > 0) {
+			err = gather(s, due_ns);
 			if (err)
 				return err;
 		}

@@ -221,12 +221,14 @@ def assert_within(bound_ms: int, late: list[float]) -> None:
     assert sorted(late)[len(late) * 8 // 10] <= bound_ms
 
 
+@pytest.mark.parametrize("busy_s", [0, 0.03])
 @pytest.mark.parametrize("way", [read_paced, select_paced])
 def test_no_event_waits_longer_than_the_bound(
-    trace: Trace, way: Callable[[Tracer, float], Iterator[list[Event]]]
+    trace: Trace, way: Callable[[Tracer, float], Iterator[list[Event]]], busy_s: float
 ) -> None:
+    """Nor when the program is busy with the batch before, for less than the bound."""
     with trace(max_latency_ms=50) as (tracer, source):
-        batches = way(tracer, 0)
+        batches = way(tracer, busy_s)
         source.send(Sender(A, 100, pace_ms=5))
         assert_within(50, lateness_of(batches, 100))
         source.answer()
