@@ -98,14 +98,17 @@ __noinline u64 wakeup_flags(u64 reserved_size, u64 time_ns)
  */
 static __always_inline void *ring_reserve(u64 size)
 {
+	u64 lost_before = lost;
 	struct record *r;
 
 	__sync_fetch_and_add(&produced, 1);
 	r = bpf_ringbuf_reserve(&rb, size, 0);
-	if (r)
-		r->size = size; /* until ring_submit() */
-	else
+	if (!r) {
 		__sync_fetch_and_add(&lost, 1);
+		return NULL;
+	}
+	r->lost = lost_before; /* by its submission others may be lost that come after it */
+	r->size = size; /* until then */
 	return r;
 }
 
@@ -118,7 +121,6 @@ static __always_inline void ring_submit(struct record *r, u32 size, u16 kind, u1
 	r->kind = kind;
 	r->flags = flags;
 	r->time_ns = time_ns;
-	r->lost = lost;
 	bpf_ringbuf_submit(r, wakeup);
 }
 

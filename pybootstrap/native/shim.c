@@ -536,12 +536,16 @@ static int gather(struct shim *s, long long ns)
 	return set_timer(s, ns);
 }
 
-/* libbpf's rounds, until one that began after a full barrier finds nothing: see bpf/ring.bpf.h. */
-static int consume(struct shim *s)
+/*
+ * libbpf's rounds, until one that began after a full barrier finds nothing: see bpf/ring.bpf.h. *lost
+ * is how many records had been lost when that began.
+ */
+static int consume(struct shim *s, unsigned long long *lost)
 {
 	int n;
 
 	do {
+		*lost = counter(&s->skeleton->bss->lost);
 		n = ring_buffer__consume(s->rb);
 		atomic_thread_fence(memory_order_seq_cst);
 	} while (n > 0);
@@ -552,6 +556,7 @@ static int consume(struct shim *s)
 static int drain(struct shim *s)
 {
 	const struct bootstrap_bpf__bss *bss = s->skeleton->bss;
+	unsigned long long lost;
 	int err = 0;
 
 	if (s->gathering)
@@ -563,14 +568,15 @@ static int drain(struct shim *s)
 	s->looked_ns = boottime_ns(s);
 	s->wall_offset_ns = now_ns(CLOCK_REALTIME) - s->looked_ns;
 	s->filled_at = counter(&bss->filled_at);
-	err = consume(s);
+	err = consume(s, &lost);
 	s->more = err < 0;
 	if (err == -ENOBUFS)
 		return set_timer(s, 1) ?: (int)s->used; /* for those who wait on shim_fd() */
 	if (err < 0)
 		return err;
-	s->lost = counter(&bss->lost);
-	s->behind = counter(&bss->produced) - s->lost > s->received;
+	s->behind = counter(&bss->produced) - lost > s->received;
+	if (!s->behind) /* else the losses may be of after that record */
+		s->lost = lost;
 	return (int)s->used;
 }
 

@@ -285,3 +285,22 @@ def test_a_loss_is_told_between_the_events_before_and_after_it(
         events += collect(tracer, lambda more: accounted(events + more) == 6005)
         assert_losses_in_place(events, tracer.stats)
     assert gaps(events) == [(kept, 1, 6000 - kept)]
+
+
+@two_cpus
+def test_a_loss_comes_after_a_record_that_was_delayed_before_it(trace: Trace) -> None:
+    """A has reserved; B fills the ring behind it until records are lost; then A submits."""
+    with trace(ring_size=SMALL_RING, max_latency_ms=0) as (tracer, source):
+        source.send(Sender(A, hold=600, delay_ms=100), Sender(B, 600, after=1))
+        while tracer.stats.produced < 601:
+            time.sleep(0.01)
+        events = tracer.read(timeout=0)  # nothing: A's record is the next
+        events += collect(tracer, lambda more: accounted(events + more) == 601)
+        source.answer()
+        source.send(Sender(B))
+        source.answer()
+        events += tracer.read(timeout=DEADLINE_S)
+        assert_losses_in_place(events, tracer.stats)
+    assert numbers(events[:1], A) == [1]
+    count = lost(events)
+    assert gaps(events) == [(600 - count, 1, count)]
