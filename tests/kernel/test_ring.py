@@ -95,6 +95,20 @@ def test_a_record_delayed_at_the_head_of_the_ring_wakes_the_reader(
             assert numbers(events, B) == list(range(1, others + 1))
 
 
+@two_cpus
+def test_a_record_left_behind_by_a_batch_does_not_wait_for_the_bound_again(trace: Trace) -> None:
+    """B's first record wakes the reader; when that takes its batch, A has reserved only."""
+    bound_ms = 400
+    with trace(max_latency_ms=bound_ms) as (tracer, source):
+        delayed = Sender(A, after=1, hold=2, delay_ms=bound_ms * 7 / 8 + 20)
+        source.send(Sender(B), delayed, Sender(B, after=2), wait_ms=QUIET_MS)
+        assert numbers(tracer.read(timeout=DEADLINE_S), B) == [1]
+        events = tracer.read(timeout=DEADLINE_S)
+        late_ms = (time.time_ns() - source.answer().submitted_ns) / 1e6
+        assert late_ms <= SLACK_MS
+        assert (numbers(events, A), numbers(events, B)) == ([1], [1])
+
+
 @pytest.mark.parametrize("bound_ms", [1000, 10_000])
 @pytest.mark.parametrize(
     "senders",
