@@ -307,7 +307,7 @@ static __always_inline u32 pid_in_own_namespace(struct signal_struct *signal, u3
 	bpf_probe_read_kernel(&pid, sizeof(pid), &signal->pids[PIDTYPE_TGID]);
 	bpf_probe_read_kernel(&nr, sizeof(nr),
 			      (void *)&pid->numbers[0].nr +
-				      level * bpf_core_type_size(struct upid));
+				      level * bpf_core_field_size(pid->numbers[0]));
 	return nr;
 }
 

@@ -62,6 +62,11 @@ enum {
 	BPF_RB_CONS_POS = 2,
 };
 
+/* The same in every kernel, too: next has always come first. */
+struct list_head {
+	struct list_head *next;
+};
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 typedef struct {
@@ -104,10 +109,6 @@ typedef struct {
 struct cred {
 	kuid_t uid;
 	kgid_t gid;
-};
-
-struct list_head {
-	struct list_head *next;
 };
 
 struct task_io_accounting {
