@@ -92,7 +92,7 @@ static void *send_all(void *arg)
 	pthread_barrier_wait(&pinned);
 	prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
 	while (__atomic_load_n(&skeleton->data_source->reserved, __ATOMIC_ACQUIRE) < s->after)
-		;
+		sched_yield();
 	begin = now_ns(CLOCK_MONOTONIC);
 	for (unsigned int i = 0; i < s->count; i++) {
 		if (s->pace_us)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import select
 import time
@@ -18,7 +17,7 @@ import pytest
 
 from pybootstrap import Event, ExecEvent, LostEvent, Stats, Tracer
 from tests.kernel.conftest import DEADLINE_S, collect
-from tests.kernel.source import Sender, Source, build
+from tests.kernel.source import A, B, Sender, Source, build
 
 Trace = Callable[..., AbstractContextManager[tuple[Tracer, Source]]]
 
@@ -26,7 +25,6 @@ SLACK_MS = 250  # what an overloaded machine may add
 MISSED_S = 2.0  # a reader that sleeps longer than this has missed its wake-up
 QUIET_MS = 40  # before records are sent, so that the reader sleeps and its timer is off
 SMALL_RING = 64 * 1024
-A, B = (sorted(os.sched_getaffinity(0)) * 2)[:2]
 
 two_cpus = pytest.mark.skipif(A == B, reason="needs two CPUs")
 
