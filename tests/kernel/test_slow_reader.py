@@ -370,7 +370,7 @@ def test_the_clock_is_set_back(bootstrap: Start, tmp_path: Path) -> None:
     source.write_text(CLOCK)
     subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
     environ = {**os.environ, "LD_PRELOAD": str(library), "SET_BACK": str(set_back)}
-    command = bootstrap("--json", env=environ)
+    command = bootstrap("--json", "--latency", "10", env=environ)
     wait_for_tracing(command)
     early = [run("/bin/sleep", "0.05")[0] for _ in range(3)]
     time.sleep(0.3)
