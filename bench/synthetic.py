@@ -61,11 +61,11 @@ def _losses(events: Sequence[Event]) -> int:
 
 def _read(buffer: Any) -> Turn:
     """The shim alone: records are copied to a buffer, and no one looks at them."""
-    lost = ffi.new("unsigned long long *")
+    batch = ffi.new("struct shim_batch *")
 
     def turn(tracer: Tracer) -> int:
         wait_ms = int(_WAIT_S * 1000)
-        size = lib.shim_read(tracer._shim, buffer, _BUFFER_SIZE, wait_ms, False, lost)
+        size = lib.shim_read(tracer._shim, buffer, _BUFFER_SIZE, wait_ms, False, batch)
         if size < 0:
             raise BenchError(f"shim_read: {os.strerror(-size)}")
         return 0

@@ -7,7 +7,7 @@
  *
  *   kernel:  a record wakes the reader if it is the next one that the reader will take. That is
  *            what bpf_ringbuf_submit() does without flags, and the rest of a burst wakes nobody.
- *   reader:  when woken it takes nothing yet. It lets records gather for most of the latency bound
+ *   reader:  when woken it normally takes nothing yet. It lets records gather for most of the latency bound
  *            (shim.c), then takes all there are, moves its position past them, executes a full
  *            memory barrier, and looks once more. It sleeps when that look finds nothing to take.
  *
@@ -36,7 +36,9 @@
  *   3. A ring has one reader.
  *   4. epoll reports a wake-up of the ring, edge-triggered, to the epoll_wait() under way or the next
  *      one, if the ring holds anything by then.
- *   5. Timers fire, and reader and reserved records get to run: the bound is one of waiting, and
+ *   5. A reader that sees a record reserved sees it counted in produced. Where it does not (weak
+ *      memory), a batch may wait for the bound twice.
+ *   6. Timers fire, and reader and reserved records get to run: the bound is one of waiting, and
  *      what an overloaded machine adds comes on top.
  */
 #ifndef RING_BPF_H
@@ -53,7 +55,7 @@ const volatile unsigned long long wakeup_bytes = 0;
 /* What the ring adds to a record: 8 bytes before it, and up to 7 behind, to a multiple of 8. */
 enum { MAX_OVERHEAD = 15 };
 
-/* Read by user space; each counter is only ever added to. */
+/* Read by user space; these two are only ever added to. */
 unsigned long long produced = 0; /* records that should reach the reader */
 unsigned long long lost = 0; /* those of them that found the ring full */
 

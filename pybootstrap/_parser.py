@@ -20,7 +20,7 @@ as it happens, with its exit status and how long it ran.
 """
 
 EX_USAGE = 2  # what argparse uses
-MAX_DURATION_MS = 2**63 // 10**6  # what fits into the kernel's nanoseconds
+MAX_MS = 2**63 // 10**6  # what fits into the kernel's nanoseconds
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
         "-d",
         "--duration",
         metavar="MS",
-        type=_whole_number(1, MAX_DURATION_MS, " of milliseconds"),
+        type=_whole_number(1, MAX_MS, " of milliseconds"),
         help="print only processes that end after running at least MS milliseconds (and no EXEC)",
     )
     parser.add_argument(
@@ -101,7 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--latency",
         metavar="MS",
-        type=_whole_number(0, MAX_DURATION_MS, " of milliseconds"),
+        type=_whole_number(0, MAX_MS, " of milliseconds"),
         default=100,
         help="let an event wait up to MS milliseconds for others (default %(default)s): one batch "
         "of many costs far less than many of one; 0 prints each at once",

@@ -86,8 +86,8 @@ def _status_of(error: BootstrapError) -> int:
 def _trace(options: argparse.Namespace) -> int:
     from pybootstrap.privileges import account, give_up, invoking_account
 
-    if sys.stdout is None and options.output is None:
-        raise _OutputError("standard output is closed")
+    if options.output is None:
+        _stdout()  # is there any?
     become = account(options.run_as) if options.run_as else invoking_account(os.environ)
     renderer = _make_renderer(options)
     tracer = _make_tracer(options)
@@ -95,7 +95,7 @@ def _trace(options: argparse.Namespace) -> int:
     # Whatever is imported must be by now: the user we switch to may not be able to read it.
 
     def end(*_: object) -> None:
-        _limit_patience()
+        _told_to_end()
         tracer.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -236,16 +236,39 @@ def _open_output(path: str | None) -> _Output:
         raise _OutputError(f"{path}: {error.strerror}") from None
 
 
-_PIECE = 4096  # PIPE_BUF: what a pipe that polls as writable takes without blocking
+_PIECE = 4096  # PIPE_BUF: what a pipe that polls as writable takes, unless others write to it too
 _PATIENCE_S = 1  # with readers that take nothing, once we were told to end
+_TICK_S = 0.25
 
 _give_up_at: float | None = None  # time.monotonic() when that is over
+_hurry = False  # we were told twice
+_writing = False
 
 
-def _limit_patience() -> None:
-    """We were told to end, or a reader has taken something since: patience counts from now."""
+def _told_to_end() -> None:
+    """SIGINT or SIGTERM came: from here on patience has an end, and a blocked write(2) is ended."""
+    global _give_up_at, _hurry  # noqa: PLW0603
+    _hurry = _give_up_at is not None
+    _give_up_at = time.monotonic() + (0 if _hurry else _PATIENCE_S)
+    signal.signal(signal.SIGALRM, _tick)
+    signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
+
+
+def _tick(*_: object) -> None:
+    """Interrupts a write to a terminal or a shared pipe, which may block although it polls."""
+    if _writing and _out_of_patience():
+        raise _OutputError("its reader takes nothing")
+
+
+def _out_of_patience() -> bool:
+    return _give_up_at is not None and time.monotonic() >= _give_up_at
+
+
+def _be_patient_again() -> None:
+    """A reader has taken something."""
     global _give_up_at  # noqa: PLW0603
-    _give_up_at = time.monotonic() + _PATIENCE_S
+    if _give_up_at is not None and not _hurry:
+        _give_up_at = time.monotonic() + _PATIENCE_S
 
 
 class _Output:
@@ -268,9 +291,9 @@ class _Output:
         data = text.encode(self._encoding, "backslashreplace")
         try:
             while data:
-                if self._poll(_PATIENCE_S * 250):
+                if self._poll(_TICK_S * 1000):
                     data = data[self._write_some(data[: self._piece]) :]
-                elif _give_up_at is not None and time.monotonic() >= _give_up_at:
+                elif _out_of_patience():
                     raise _OutputError("its reader takes nothing")
         except BrokenPipeError:
             raise
@@ -278,16 +301,21 @@ class _Output:
             raise _OutputError(error.strerror) from None
 
     def _write_some(self, piece: bytes) -> int:
+        global _writing  # noqa: PLW0603
+        _writing = True
         try:
             written = os.write(self._fd, piece)
         except BlockingIOError:  # non-blocking, and somebody else has filled it meanwhile
             return 0
-        if _give_up_at is not None:
-            _limit_patience()
+        finally:
+            _writing = False
+        _be_patient_again()
         return written
 
 
 def _stdout() -> _Output:
+    if sys.stdout is None:
+        raise _OutputError("standard output is closed")
     return _Output(sys.stdout.fileno(), sys.stdout.encoding)
 
 

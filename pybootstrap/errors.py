@@ -8,7 +8,7 @@ one sentence, or two, that say what to do next.
 from __future__ import annotations
 
 import os
-from errno import EACCES, ENOMEM, EPERM
+from errno import EACCES, EMFILE, ENFILE, ENOMEM, EPERM
 
 
 class BootstrapError(Exception):
@@ -56,6 +56,10 @@ def _last_line(log: str) -> str:
 
 def start_error(code: int, step: str, log: str) -> BootstrapError:
     """The error for `-code` (errno) returned by a step of starting ("open", "load", "attach")."""
+    if code in (EMFILE, ENFILE):
+        return LoadError(
+            f"cannot {step} the BPF programs: {os.strerror(code)}: raise the limit with `ulimit -n`"
+        )
     from pybootstrap.check import surroundings  # only when something is wrong
 
     error: BootstrapError

@@ -28,7 +28,7 @@ from errno import EBADF, EINTR, ESHUTDOWN
 
 from pybootstrap._native import ffi, lib
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
-from pybootstrap.errors import SettingError, StateError, start_error
+from pybootstrap.errors import RecordError, SettingError, StateError, start_error
 from pybootstrap.events import Decoder
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ __all__ = ["Stats", "Tracer"]
 
 _BATCH_SIZE = 256 * 1024  # bytes; some thousand events
 _MAX_MS = 2**63 // 10**6  # what fits into the kernel's ns
+_FOREVER = 1e9  # seconds; some timeouts are too large for a float
 _MAX_WAIT = 86400  # seconds of one system call; longer waits are made of several
 
 
@@ -52,6 +53,13 @@ def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) 
     """Calls the function in the thread of the loop, unless that has ended."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(function)
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise SettingError(f"timeout must be None or seconds from 0 on, not {timeout!r}")
 
 
 def _milliseconds_until(end: float) -> int:
@@ -137,22 +145,21 @@ def _fill(filters: Any, name: str, values: Sequence[int | bytes]) -> None:
 
 
 _tracers: weakref.WeakSet[Tracer] = weakref.WeakSet()
-_loading = threading.RLock()  # held while libbpf works on a handle; so no fork gets one half done
-
-
 _main_thread = threading.main_thread().ident  # where Python runs signal handlers
 
 
 def _leave_to_parent() -> None:
     global _main_thread  # noqa: PLW0603
     _main_thread = threading.main_thread().ident
-    _loading.release()
+    lib.shim_after_fork(True)
     for tracer in list(_tracers):
         tracer._leave_to_parent()
 
 
 os.register_at_fork(
-    before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_leave_to_parent
+    before=lib.shim_before_fork,
+    after_in_parent=lambda: lib.shim_after_fork(False),
+    after_in_child=_leave_to_parent,
 )
 
 
@@ -179,8 +186,9 @@ class Tracer:
             100 bytes of kernel memory at once, and its text (with `args`) while it lives.
         verbose: libbpf's debug messages go to stderr.
 
-    Use it in a `with` or `async with` statement, or call `start()` and `close()`.
-    Only `stop()` may be called by another thread while one reads.
+    Use it in a `with` or `async with` statement, or call `start()` and `close()`. One thread or
+    task at a time reads. `stop()`, `close()`, `stats` and `fileno()` may be used by any other
+    meanwhile, and by signal handlers.
 
     All filters work in the kernel; one that is not used costs nothing. A process is reported when
     it matches one value of each filter that is used. Up to 64 values each.
@@ -213,6 +221,7 @@ class Tracer:
             raise SettingError(f"ring_size must be a power of two, not {ring_size}")
         self._on_event = on_event
         self._pid = 0  # who started it
+        self._started = False  # and was done with it
         self._settings = _new(
             "struct shim_settings *",
             {
@@ -236,7 +245,7 @@ class Tracer:
         self._decoder = Decoder()
         self._buffer = ffi.NULL
         self._bytes: Any = b""  # the buffer, as something to slice
-        self._lost = ffi.new("unsigned long long *")
+        self._batch: Any = _new("struct shim_batch *", {})  # what of it is not decoded yet
         self._signal_pipe = -1
         self._polled = False  # somebody waits on fileno()
         self._stopping = False  # stop() was called
@@ -270,36 +279,32 @@ class Tracer:
             self._settings.filters.cgroups = len(descriptors)
             self._settings.cgroup = descriptors
             self._load()
+            self._started = True
         except BaseException:
             self._free()
             raise
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        self._buffer = ffi.new("char[]", _BATCH_SIZE)
-        self._bytes = ffi.buffer(self._buffer)
-        self._signal_pipe = lib.shim_signal_fd(self._shim)
         if self._stopping:  # by a signal handler, meanwhile
             self.stop()
         return self
 
     def _load(self) -> None:
         self._pid = os.getpid()
-        handle = ffi.new("struct shim **")
-        with _loading:
-            code = lib.shim_open(handle, self._settings)
-            if not handle[0]:
-                raise MemoryError
-            # From here on it is passed to any function at any time; the last reference frees it.
-            self._shim = ffi.gc(handle[0], lib.shim_free)
-            self._check(code, "open")
-            code = lib.shim_load(self._shim)
-            if code == -EBADF:
-                raise SettingError(
-                    f"not all of these are directories of cgroup v2: {self._cgroups}"
-                )
-            self._check(code, "load")
-            self._check(lib.shim_attach(self._shim), "attach")
+        buffer = ffi.new("char[]", _BATCH_SIZE)
+        self._buffer, self._bytes = buffer, ffi.buffer(buffer)
+        # From here on it may be passed to any function at any time; the last reference frees it.
+        self._shim = ffi.gc(lib.shim_new(), lib.shim_free)
+        if not self._shim:
+            raise MemoryError
+        self._check(lib.shim_open(self._shim, self._settings), "open")
+        code = lib.shim_load(self._shim)
+        if code == -EBADF:
+            raise SettingError(f"not all of these are directories of cgroup v2: {self._cgroups}")
+        self._check(code, "load")
+        self._check(lib.shim_attach(self._shim), "attach")
+        self._signal_pipe = lib.shim_signal_fd(self._shim)
         if self._closing:
             raise _closed()
 
@@ -341,8 +346,7 @@ class Tracer:
         if self._hooked and threading.get_ident() == _main_thread:
             signal.set_wakeup_fd(-1)
             self._hooked = False
-        with _loading:
-            lib.shim_close(self._shim)
+        lib.shim_close(self._shim)
         self._buffer, self._bytes = ffi.NULL, b""
         wake_task = self._wake_task
         if wake_task is not None:
@@ -354,8 +358,12 @@ class Tracer:
         The threads that may have held the lock are not in this process.
         """
         self._read_lock = threading.RLock()
+        self._reading = False
         self._wake_task = None
         self._queue.clear()
+        if self._hooked:
+            signal.set_wakeup_fd(-1)
+            self._hooked = False
         lib.shim_close_in_child(self._shim)
 
     def __enter__(self) -> Tracer:
@@ -452,8 +460,10 @@ class Tracer:
                 await ready.wait()
         finally:
             self._wake_task = None
-            loop.remove_reader(fd)
-            os.close(fd)
+            try:
+                loop.remove_reader(fd)
+            finally:
+                os.close(fd)
 
     def fileno(self) -> int:
         """A descriptor for select(2), poll(2) or epoll(7): readable when `read(0)` is worth it.
@@ -489,13 +499,12 @@ class Tracer:
             raise StateError("this Tracer belongs to the parent process: make a new one after fork")
         if self._closed:
             raise _closed()
-        if not self._shim:
+        if not self._started:
             raise StateError("this Tracer was not started: use it in a with statement")
 
     def _fetch(self, timeout: float | None) -> list[Event]:
         """The next events from the ring; none on timeout, and when tracing has ended."""
-        if timeout is not None and not timeout >= 0:
-            raise SettingError(f"timeout must be None or seconds from 0 on, not {timeout!r}")
+        _check_timeout(timeout)
         lock = self._read_lock  # a fork gives the child a new one
         if not lock.acquire(blocking=False):
             raise StateError("another thread is reading from this Tracer")
@@ -519,14 +528,27 @@ class Tracer:
         """`_next_batch` for the main thread: leaves its wait to run Python's signal handlers."""
         before = -1
         try:
-            before = self._hook_signals()
+            try:
+                before = self._hook_signals()
+            except ValueError:  # `threading` was imported elsewhere first, and takes that for main
+                self._hooked = False
             return self._next_batch(timeout, before)
         finally:
-            if not self._keeps_hook:
-                signal.set_wakeup_fd(before)
-                self._hooked = False
-            if before != -1:  # a handler that raised has left its byte to us
-                self._take_signals(before)
+            if self._hooked and not self._keeps_hook:
+                self._unhook_signals(before)
+
+    def _unhook_signals(self, before: int) -> None:
+        """Puts back the fd of before, unless it is gone or a handler has set another one."""
+        try:
+            replaced = signal.set_wakeup_fd(before)
+        except (OSError, ValueError):  # it was closed
+            replaced = signal.set_wakeup_fd(-1)
+        self._hooked = False
+        if replaced != self._signal_pipe:
+            with contextlib.suppress(OSError, ValueError):
+                signal.set_wakeup_fd(replaced)
+        elif before != -1:  # a handler that raised has left its byte to us
+            self._take_signals(before)
 
     def _prepare_for_command(self, kinds: Mapping[int, Callable[[bytes], Any]]) -> None:
         """For a process of its own, where nobody else sets a wakeup fd: hooks signals for good.
@@ -543,7 +565,8 @@ class Tracer:
         the wakeup fd. The interpreter looks at the flag after each call that it makes. So the
         Python handler of a signal that comes before `set_wakeup_fd` has returned runs then, and any
         later signal puts a byte into our pipe, with which `shim_read` cannot fall asleep. The
-        pipe is emptied only between two calls of `shim_read`. No moment is left out.
+        pipe is emptied only between two calls of `shim_read`. So no moment is left out, as long as
+        no handler sets a wakeup fd of its own.
         """
         self._hooked = True  # before it is: then close() undoes it, whatever happens here
         before = signal.set_wakeup_fd(self._signal_pipe, warn_on_full_buffer=False)
@@ -558,25 +581,36 @@ class Tracer:
                     os.write(forward_to, ffi.buffer(numbers, count))
 
     def _next_batch(self, timeout: float | None, forward_to: int = -1) -> list[Event]:
-        end = None if timeout is None else time.monotonic() + timeout
-        while True:
+        end = None if timeout is None else time.monotonic() + min(timeout, _FOREVER)
+        batch, gather = self._batch, self._polled and timeout == 0
+        # Not empty: an exception of a handler came before the events were given out.
+        while not batch.size:
             if self._stopping and not self._detached:
                 lib.shim_detach(self._shim)
                 self._detached = True
             wait_ms = -1 if end is None else _milliseconds_until(end)
-            size = lib.shim_read(
-                self._shim, self._buffer, _BATCH_SIZE, wait_ms, self._polled, self._lost
-            )
-            if size == -EINTR:
+            code = lib.shim_read(self._shim, self._buffer, _BATCH_SIZE, wait_ms, gather, batch)
+            if code == -EINTR:
                 self._take_signals(forward_to)
                 continue  # the handlers have run; they may have called stop()
-            if size == -ESHUTDOWN:
+            if code == -ESHUTDOWN:
                 raise _closed()
-            if size < 0:
-                raise OSError(-size, f"cannot read the ring buffer: {os.strerror(-size)}")
-            events = self._decoder.decode(self._bytes[:size])
-            if self._lost[0] > self._decoder.lost:
-                events.append(self._decoder.loss(self._lost[0]))
-            self._ended = self._detached and size == 0
-            if events or self._ended or wait_ms == 0:
-                return events
+            if code < 0:
+                raise OSError(-code, f"cannot read the ring buffer: {os.strerror(-code)}")
+            self._ended = self._detached and code == 0
+            if self._ended or wait_ms == 0 or batch.lost > self._decoder.lost:
+                break
+        return self._decode()
+
+    def _decode(self) -> list[Event]:
+        """The events of the batch, and the loss that none of them tells of."""
+        batch, decoder = self._batch, self._decoder
+        try:
+            events = decoder.decode(self._bytes[: batch.size])
+        except RecordError:
+            batch.size = 0  # or every read from now on would find it
+            raise
+        if batch.lost > decoder.lost:
+            events.append(decoder.loss(batch.lost))
+        batch.size = 0
+        return events

@@ -8,12 +8,14 @@
  *   - an eventfd: shim_wake();
  *   - a pipe: shim_signal_fd().
  *
- * Calls: every function but shim_free() may be called at any time by any thread. Each counts itself
- * in and out; shim_close() refuses new calls, and the last one that leaves frees what there is.
+ * Calls: each counts itself in and out; shim_close() refuses new ones, and the last one that leaves
+ * frees what there is. So nothing is freed under a call of another thread or an interrupted one.
  */
 #define _GNU_SOURCE /* setresuid(), pipe2() */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -62,6 +64,7 @@ enum woken_by { BY_RING = 1, BY_TIMER = 2, BY_STOP = 4, BY_SIGNAL = 8 };
 
 struct shim {
 	atomic_uint calls; /* in progress, and CLOSED */
+	bool released;
 	struct bootstrap_bpf *skeleton;
 	struct ring_buffer *rb;
 	int epoll_fd;
@@ -253,18 +256,49 @@ static int keep_log(enum libbpf_print_level level, const char *format, va_list a
 	return vfprintf(s->log_stream, format, args);
 }
 
-static void start_logging(struct shim *s)
-{
-	libbpf_print_fn_t before = libbpf_set_print(keep_log);
+/*
+ * Held while libbpf changes what a handle has, and while a fork is under way: so no child gets an
+ * object half done. Recursive, because other hooks of a fork may close a handle.
+ */
+static pthread_mutex_t libbpf_lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 
-	if (before != keep_log)
-		other_print = before;
+void shim_before_fork(void)
+{
+	pthread_mutex_lock(&libbpf_lock);
+}
+
+void shim_after_fork(int in_child)
+{
+	/* A child has another thread id than the owner, so it cannot unlock. */
+	if (in_child)
+		libbpf_lock = (pthread_mutex_t)PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+	else
+		pthread_mutex_unlock(&libbpf_lock);
+}
+
+/*
+ * Around every change through libbpf. The verifier gives up with -EAGAIN while a signal is pending,
+ * so signals wait; there is nothing here that would not end by itself.
+ */
+static void begin(struct shim *s, sigset_t *before)
+{
+	libbpf_print_fn_t other;
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, before);
+	pthread_mutex_lock(&libbpf_lock);
+	other = libbpf_set_print(keep_log);
+	if (other != keep_log)
+		other_print = other;
 	logging = s;
 }
 
-static int stop_logging(int err)
+static int end(int err, const sigset_t *before)
 {
 	logging = NULL;
+	pthread_mutex_unlock(&libbpf_lock);
+	pthread_sigmask(SIG_SETMASK, before, NULL);
 	return err;
 }
 
@@ -330,47 +364,53 @@ static long long boottime_offset_ns(void)
 	return offset;
 }
 
-static int open_skeleton(struct shim *s)
-{
-	int err = open_descriptors(s);
-
-	if (err)
-		return err;
-	start_logging(s);
-	s->skeleton = bootstrap_bpf__open();
-	err = s->skeleton ? apply_settings(s) : -errno;
-	return stop_logging(err);
-}
-
-int shim_open(struct shim **shim, const struct shim_settings *settings)
+struct shim *shim_new(void)
 {
 	struct shim *s = calloc(1, sizeof(*s));
 
-	*shim = s;
-	if (!s)
-		return -ENOMEM;
-	s->epoll_fd = s->timer_fd = s->wake_fd = s->signal_pipe[0] = s->signal_pipe[1] = -1;
+	if (s)
+		s->epoll_fd = s->timer_fd = s->wake_fd = s->signal_pipe[0] = s->signal_pipe[1] = -1;
+	return s;
+}
+
+static int open_skeleton(struct shim *s, const struct shim_settings *settings)
+{
+	sigset_t signals;
+	int err;
+
 	s->settings = *settings;
 	s->namespace_ns = boottime_offset_ns();
 	s->log_stream = open_memstream(&s->log, &s->log_size);
-	return s->log_stream ? open_skeleton(s) : -ENOMEM;
+	err = s->log_stream ? open_descriptors(s) : -ENOMEM;
+	if (err)
+		return err;
+	begin(s, &signals);
+	s->skeleton = bootstrap_bpf__open();
+	err = s->skeleton ? apply_settings(s) : -errno;
+	return end(err, &signals);
+}
+
+int shim_open(struct shim *s, const struct shim_settings *settings)
+{
+	return enter(s) ? leave(s, open_skeleton(s, settings)) : -ESHUTDOWN;
 }
 
 static int load(struct shim *s)
 {
 	struct ring_buffer *rb;
+	sigset_t signals;
 	int ring_fd, err;
 
-	start_logging(s);
+	begin(s, &signals);
 	err = bootstrap_bpf__load(s->skeleton);
 	err = err ?: apply_cgroups(s);
 	if (err)
-		return stop_logging(err);
+		return end(err, &signals);
 	ring_fd = bpf_map__fd(s->skeleton->maps.rb);
 	rb = ring_buffer__new(ring_fd, take_record, s, NULL);
 	err = rb ? watch(s, ring_fd, EPOLLIN | EPOLLET, BY_RING) : -errno;
 	__atomic_store_n(&s->rb, rb, __ATOMIC_RELEASE); /* shim_stats() may be under way */
-	return stop_logging(err);
+	return end(err, &signals);
 }
 
 int shim_load(struct shim *s)
@@ -380,8 +420,10 @@ int shim_load(struct shim *s)
 
 static int attach(struct shim *s)
 {
-	start_logging(s);
-	return stop_logging(bootstrap_bpf__attach(s->skeleton));
+	sigset_t signals;
+
+	begin(s, &signals);
+	return end(bootstrap_bpf__attach(s->skeleton), &signals);
 }
 
 int shim_attach(struct shim *s)
@@ -392,10 +434,11 @@ int shim_attach(struct shim *s)
 static int detach(struct shim *s)
 {
 	const struct timespec grace = {.tv_nsec = 100000000};
+	sigset_t signals;
 
-	start_logging(s);
+	begin(s, &signals);
 	bootstrap_bpf__detach(s->skeleton);
-	stop_logging(0);
+	end(0, &signals);
 	/* Programs run under RCU, which this waits for; kernels with nohz_full CPUs refuse it. */
 	if (syscall(__NR_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0))
 		nanosleep(&grace, NULL);
@@ -416,15 +459,18 @@ static void close_descriptor(int fd)
 /* Frees everything but the handle itself, which late callers may still ask. */
 static void release(struct shim *s)
 {
-	start_logging(s);
+	sigset_t signals;
+
+	begin(s, &signals);
 	ring_buffer__free(s->rb);
 	bootstrap_bpf__destroy(s->skeleton);
-	stop_logging(0);
 	close_descriptor(s->epoll_fd);
 	close_descriptor(s->timer_fd);
 	close_descriptor(s->wake_fd);
 	close_descriptor(s->signal_pipe[0]);
 	close_descriptor(s->signal_pipe[1]);
+	s->released = true;
+	end(0, &signals);
 }
 
 void shim_close(struct shim *s)
@@ -437,10 +483,10 @@ void shim_close(struct shim *s)
 
 void shim_close_in_child(struct shim *s)
 {
-	if (!s || atomic_load(&s->calls) & CLOSED)
+	if (!s || s->released)
 		return;
-	atomic_store(&s->calls, 0); /* the threads that made these calls are not in this process */
-	shim_close(s);
+	atomic_store(&s->calls, CLOSED); /* the threads that made calls are not in this process */
+	release(s);
 }
 
 void shim_free(struct shim *s)
@@ -537,17 +583,17 @@ static int gather(struct shim *s, long long ns)
 }
 
 /*
- * libbpf's rounds, until one that began after a full barrier finds nothing: see bpf/ring.bpf.h. *lost
- * is how many records had been lost when that began.
+ * libbpf's rounds, each after a full barrier, until one finds nothing: see bpf/ring.bpf.h. *lost is
+ * how many records had been lost when that one began.
  */
 static int consume(struct shim *s, unsigned long long *lost)
 {
 	int n;
 
 	do {
+		atomic_thread_fence(memory_order_seq_cst);
 		*lost = counter(&s->skeleton->bss->lost);
 		n = ring_buffer__consume(s->rb);
-		atomic_thread_fence(memory_order_seq_cst);
 	} while (n > 0);
 	return n;
 }
@@ -645,18 +691,19 @@ static int read_records(struct shim *s, int timeout_ms, bool may_gather)
 }
 
 int shim_read(struct shim *s, void *buffer, unsigned int size, int timeout_ms, int may_gather,
-	      unsigned long long *lost)
+	      struct shim_batch *batch)
 {
 	int got;
 
-	if (size < SHIM_MIN_READ)
+	if (!buffer || size < SHIM_MIN_READ)
 		return -EINVAL;
 	if (!enter(s))
 		return -ESHUTDOWN;
 	s->buffer = buffer;
 	s->size = size;
 	got = s->rb ? read_records(s, timeout_ms, may_gather) : -EINVAL;
-	*lost = s->lost;
+	batch->size = got > 0 ? got : 0;
+	batch->lost = s->lost;
 	return leave(s, got);
 }
 

@@ -3,8 +3,9 @@
  * What Python may call: one opaque handle, open -> load -> attach -> read ... -> close.
  *
  * Every function that returns int returns 0 or more, or -errno; -ESHUTDOWN when the handle is NULL or
- * was closed. One thread at a time may open, load, attach, detach and read; the others may be called
- * by any thread at any time. Until shim_free() a handle may be passed to all of them.
+ * was closed. One thread at a time may open, load, attach, detach and read; shim_wake(), shim_stats(),
+ * shim_fd() and shim_close() may be called by any thread at any time, also meanwhile. Until
+ * shim_free() a handle may be passed to all of them.
  * cffi's declarations are made from this file, so no macros and no includes are needed to read it.
  */
 #ifndef SHIM_H
@@ -34,9 +35,11 @@ struct shim_stats {
 	unsigned long long missed; /* times the kernel skipped a program: bpf_prog_info */
 };
 
-/* A handle with the BPF object opened and the settings written. *shim is set even on failure, for
- * shim_log(), unless there was no memory for it. */
-int shim_open(struct shim **shim, const struct shim_settings *settings);
+/* A handle, or NULL when there is no memory for it. */
+struct shim *shim_new(void);
+
+/* Opens the BPF object and writes the settings. */
+int shim_open(struct shim *shim, const struct shim_settings *settings);
 
 /*
  * Makes the maps and has the verifier check the programs. -EBADF: one of the cgroup descriptors is
@@ -50,18 +53,25 @@ int shim_attach(struct shim *shim);
 /* Stops recording; returns when no program runs any more. What is in the ring can still be read. */
 int shim_detach(struct shim *shim);
 
+/* What a read has moved. */
+struct shim_batch {
+	unsigned int
+		size; /* bytes; kept here too, because a signal handler can take the result away */
+	unsigned long long
+		lost; /* how many records were lost before the last read that left none */
+};
+
 /*
  * Moves records to buffer, back to back, each as long as its record.size; returns the bytes used.
  * Waits up to timeout_ms (-1: without limit) for the first one, and then lets more gather, as long
  * as max_latency_ns and timeout_ms allow. 0 means that none came in time, or shim_wake(). -EINTR: a
- * signal came. size must be at least SHIM_MIN_READ. *lost becomes how many records were lost before
- * the last read that emptied the ring.
+ * signal came. size must be at least SHIM_MIN_READ.
  *
  * With timeout_ms 0 it takes what is there, unless may_gather is set: then only what has gathered
  * long enough. That is for those who wait on shim_fd().
  */
 int shim_read(struct shim *shim, void *buffer, unsigned int size, int timeout_ms, int may_gather,
-	      unsigned long long *lost);
+	      struct shim_batch *batch);
 
 enum { SHIM_MIN_READ = 64 * 1024, SHIM_MIN_RING = 64 * 1024, SHIM_MAX_RING = 1024 * 1024 * 1024 };
 
@@ -88,7 +98,11 @@ const char *shim_log(struct shim *shim);
 /* Detaches and frees everything else, once no other call is in progress. May be called again. */
 void shim_close(struct shim *shim);
 
-/* The same in a child of fork(2), where calls of other threads never end. */
+/* Around fork(2). */
+void shim_before_fork(void);
+void shim_after_fork(int in_child);
+
+/* Closes in a child of fork(2), where calls of other threads never end. */
 void shim_close_in_child(struct shim *shim);
 
 /* Closes and frees the handle itself; nobody may use it any more. */

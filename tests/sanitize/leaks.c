@@ -55,16 +55,17 @@ static void whole_life(void)
 {
 	struct shim_settings settings = make_settings();
 	struct shim_stats stats;
-	unsigned long long lost;
+	struct shim_batch batch;
 	struct shim *shim;
 	int n, records = 0;
 
-	expect("open", shim_open(&shim, &settings));
+	shim = shim_new();
+	expect("open", shim_open(shim, &settings));
 	expect("load", shim_load(shim));
 	expect("attach", shim_attach(shim));
 	run_something();
 	while (records == 0) {
-		expect("read", n = shim_read(shim, buffer, sizeof(buffer), 5000, 0, &lost));
+		expect("read", n = shim_read(shim, buffer, sizeof(buffer), 5000, 0, &batch));
 		records += n > 0;
 		if (n == 0)
 			fail("nothing was read", 0);
@@ -83,7 +84,8 @@ static void closed_early(int steps)
 	struct shim_settings settings = make_settings();
 	struct shim *shim;
 
-	expect("open", shim_open(&shim, &settings));
+	shim = shim_new();
+	expect("open", shim_open(shim, &settings));
 	if (steps > 0)
 		expect("load", shim_load(shim));
 	if (steps > 1)
@@ -98,7 +100,8 @@ static void refused(void)
 	struct shim *shim;
 
 	settings.max_processes = 0;
-	if (shim_open(&shim, &settings) == 0 && shim_load(shim) == 0)
+	shim = shim_new();
+	if (shim_open(shim, &settings) == 0 && shim_load(shim) == 0)
 		fail("a map without room", 0);
 	if (!shim_log(shim)[0])
 		fail("nothing was said", 0);
@@ -107,7 +110,8 @@ static void refused(void)
 	settings = make_settings();
 	settings.filters.cgroups = 1;
 	settings.cgroup[0] = STDERR_FILENO;
-	expect("open", shim_open(&shim, &settings));
+	shim = shim_new();
+	expect("open", shim_open(shim, &settings));
 	if (shim_load(shim) != -EBADF)
 		fail("a cgroup that is none", 0);
 	shim_free(shim);

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from pybootstrap._parser import MAX_DURATION_MS, make_parser
+from pybootstrap._parser import MAX_MS, make_parser
 
 
 def test_defaults() -> None:
@@ -19,8 +19,8 @@ def test_defaults() -> None:
 
 
 def test_good_values() -> None:
-    options = make_parser().parse_args(["-d", str(MAX_DURATION_MS), "-jav", "--count", "1"])
-    assert options.duration == MAX_DURATION_MS
+    options = make_parser().parse_args(["-d", str(MAX_MS), "-jav", "--count", "1"])
+    assert options.duration == MAX_MS
     assert options.count == 1
     assert options.json
     assert options.args
@@ -31,7 +31,7 @@ def test_good_values() -> None:
     "arguments",
     [
         *(["-d", v] for v in ("0", "-5", "10x", "", " 10", "1_0", "\u0661", "1.5", "0x10", "nan")),
-        ["-d", str(MAX_DURATION_MS + 1)],
+        ["-d", str(MAX_MS + 1)],
         ["-d", "9" * 5000],
         ["-d"],
         ["-n", "0"],
