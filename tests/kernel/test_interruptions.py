@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -412,3 +413,206 @@ def test_a_cancelled_task_makes_room_for_another() -> None:
             return await wait_for_all(last)
 
     assert asyncio.run(main()) == [[]]
+
+
+# ---- What a review found ----
+
+
+def test_a_read_by_another_thread_while_it_starts() -> None:
+    """It is told that the Tracer was not started, until it is."""
+    tracers: list[Tracer] = []
+    errors: list[BaseException] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            for tracer in tracers[-1:]:
+                try:
+                    tracer.read(0)
+                except StateError:
+                    pass
+                except BaseException as error:
+                    errors.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        for _ in range(30):
+            tracers.append(Tracer(ring_size=65536, max_processes=16))
+            tracers[-1].start()
+            tracers[-1].close()
+    finally:
+        done.set()
+        thread.join()
+    assert errors == []
+
+
+@uses_alarm
+def test_a_handler_closes_one_tracer_while_another_starts() -> None:
+    """And a thread reads the first: no lock is waited for in a circle."""
+    for number in range(8):
+        first = Tracer(min_duration_ms=ONE_HOUR_MS).start()
+        thread = threading.Thread(target=list, args=[first], daemon=True)
+        thread.start()
+        with handler(signal.SIGALRM, lambda *_, tracer=first: tracer.close()):
+            signal.setitimer(signal.ITIMER_REAL, 0.005 + 0.004 * number)
+            with Tracer(min_duration_ms=ONE_HOUR_MS):
+                thread.join(DEADLINE_S)
+                assert not thread.is_alive()
+
+
+@uses_alarm
+def test_it_starts_although_signals_keep_coming() -> None:
+    with handler(signal.SIGALRM, lambda *_: None):
+        signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+        try:
+            for _ in range(5):
+                Tracer().start().close()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@uses_alarm
+def test_a_handler_that_raises_loses_no_events() -> None:
+    got = raised = 0
+    reading = False
+
+    def raise_if_reading(*_: object) -> None:
+        if reading:
+            raise AlarmError
+
+    workload = subprocess.Popen(
+        ["/bin/sh", "-c", "i=0; while [ $i -lt 500 ]; do /bin/true; i=$((i+1)); done"]
+    )
+    with Tracer(max_latency_ms=1) as tracer, handler(signal.SIGALRM, raise_if_reading):
+        signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+        while workload.poll() is None:
+            try:
+                reading = True
+                events = tracer.read(0.5)
+                reading = False
+                got += len(events)
+            except AlarmError:
+                reading = False
+                raised += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        tracer.stop()
+        got += len(list(tracer))
+        stats = tracer.stats
+    assert raised > 0
+    # A signal can still come between the end of read() and the assignment here.
+    assert stats.received - got <= stats.received // 100
+
+
+def test_a_child_of_a_thread_that_forks_has_no_wakeup_fd(quiet: Tracer) -> None:
+    """Its next descriptor would get the bytes."""
+    statuses: list[int] = []
+
+    def fork() -> None:
+        while not asleep_in_read(main):
+            time.sleep(0.001)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if signal.set_wakeup_fd(-1) == -1 else 1)
+        statuses.append(os.waitpid(pid, 0)[1])
+        quiet.stop()
+
+    main = threading.get_native_id()
+    thread = threading.Thread(target=fork)
+    thread.start()
+    assert quiet.read(DEADLINE_S) == []
+    thread.join()
+    assert statuses == [0]
+
+
+def test_children_of_forks_hold_no_descriptors_while_threads_use_it() -> None:
+    held: list[int] = []
+    done = threading.Event()
+    tracers = [Tracer()]
+
+    def use() -> None:
+        while not done.is_set():
+            with contextlib.suppress(StateError):
+                _ = tracers[-1].stats
+            tracers[-1].stop()
+
+    def fork() -> None:
+        while not done.is_set():
+            pid = os.fork()
+            if pid == 0:
+                names = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+                links = [os.readlink(name) for name in names if os.path.islink(name)]
+                os._exit(any("bpf" in link for link in links))
+            held.append(os.waitpid(pid, 0)[1])
+
+    threads = [threading.Thread(target=target) for target in (use, use, fork)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 4
+    while time.monotonic() < end:
+        tracers.append(Tracer(ring_size=65536, max_processes=16))
+        with contextlib.suppress(StateError):
+            tracers[-1].start()
+        tracers[-1].close()
+    done.set()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+    assert held
+    assert not any(held)
+
+
+def test_threading_imported_outside_of_the_main_thread() -> None:
+    """Python before 3.13 then takes that thread for the main one."""
+    code = (
+        "import _thread, time\n"
+        "def use():\n"
+        "    from pybootstrap import Tracer\n"
+        "    with Tracer(min_duration_ms=3_600_000) as tracer:\n"
+        "        print(tracer.read(0.05), flush=True)\n"
+        "    done.append(1)\n"
+        "done = []\n"
+        "_thread.start_new_thread(use, ())\n"
+        "while not done: time.sleep(0.01)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert (ended.stdout, ended.stderr) == ("[]\n", "")
+
+
+def test_a_terminal_that_takes_a_little_and_then_nothing(bootstrap: Start) -> None:
+    """Its write(2) blocks although it polled as writable; PEP 475 would go on with it."""
+    master, slave = pty.openpty()
+    try:
+        command = bootstrap("--args", stdout=slave)
+        wait_until_attached(command)
+        for _ in range(300):
+            run("/bin/true", "an argument that fills the terminal" * 3)
+        time.sleep(0.3)  # so that it has met the full terminal
+        command.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        os.read(master, 1000)
+        begin = time.monotonic()
+        command.process.wait(DEADLINE_S)
+        assert time.monotonic() - begin < 4
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+@pytest.mark.parametrize("option", ["-V", "--check", "-n1"])
+def test_closed_standard_output_is_one_sentence(option: str) -> None:
+    ended = subprocess.run(
+        ["/bin/sh", "-c", f'"$0" -m pybootstrap {option} >&-', sys.executable],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert ended.returncode == 74
+    assert ended.stderr == "bootstrap: cannot write the output: standard output is closed\n"
