@@ -65,7 +65,8 @@ class Command:
     def __init__(self, *arguments: str, **popen: object) -> None:
         self.process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
             [sys.executable, "-m", "pybootstrap", *arguments],
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **popen},
+            # Unbuffered, because communicate() does not see what a buffer holds.
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0, **popen},
         )
 
     def wait_for_header(self) -> None:

@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -107,16 +108,17 @@ def output_of(command: Command) -> tuple[list[bytes], list[str]]:
 def wait_for_first_line(command: Command) -> bytes:
     """Has processes traced until something is printed, so that the rest will be."""
     assert command.process.stdout is not None
-    os.set_blocking(command.process.stdout.fileno(), False)
+    fd = command.process.stdout.fileno()
     end = time.monotonic() + DEADLINE_S
     line = b""
-    while not line.endswith(b"\n"):  # it may come in pieces
-        line += command.process.stdout.readline() or b""
+    while not line.endswith(b"\n"):
         assert time.monotonic() < end
         assert command.process.poll() is None
-        subprocess.run(["/bin/true"], check=True)
-        time.sleep(0.02)
-    os.set_blocking(command.process.stdout.fileno(), True)
+        if select.select([fd], [], [], 0)[0]:
+            line += os.read(fd, 1)
+        else:
+            subprocess.run(["/bin/true"], check=True)
+            time.sleep(0.02)
     return line
 
 
