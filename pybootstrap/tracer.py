@@ -437,10 +437,10 @@ class Tracer:
 
     async def __anext__(self) -> Event:
         while not self._queue:
-            if self._ended:
+            if self._ended or self._closing:  # by a thread, which may not be done with it
                 raise StopAsyncIteration
             await self._readable()
-            if not self._closed:
+            if not self._closing:
                 self._queue.extend(self._fetch(0))
         return self._queue.popleft()
 
@@ -507,6 +507,8 @@ class Tracer:
         _check_timeout(timeout)
         lock = self._read_lock  # a fork gives the child a new one
         if not lock.acquire(blocking=False):
+            if self._closing:
+                raise _closed()
             raise StateError("another thread is reading from this Tracer")
         try:
             if self._reading:
