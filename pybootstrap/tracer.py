@@ -513,6 +513,8 @@ class Tracer:
         try:
             if self._reading:
                 raise StateError("a signal handler cannot read while the code it interrupted reads")
+            if self._wake_task is not None:
+                raise StateError("a task waits for the events of this Tracer")
             self._reading = True
             try:
                 self._check_usable()

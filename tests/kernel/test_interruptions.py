@@ -397,6 +397,23 @@ def test_a_second_task_that_waits_is_told() -> None:
     assert "task" in str(second)
 
 
+def test_nobody_reads_while_a_task_waits() -> None:
+    """Else the task would be the one to get the error."""
+
+    async def main() -> list[Any]:
+        async with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
+            task = asyncio.create_task(events_of(tracer))
+            await asyncio.sleep(0.05)
+            with pytest.raises(StateError, match="task"):
+                tracer.read(0)
+            with pytest.raises(StateError, match="task"):
+                await asyncio.get_running_loop().run_in_executor(None, tracer.read, 0)
+            tracer.stop()
+            return await wait_for_all(task)
+
+    assert asyncio.run(main()) == [[]]
+
+
 def test_a_cancelled_task_makes_room_for_another() -> None:
     async def main() -> list[Any]:
         async with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
