@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before the handlers were in place
         return 0
     finally:
+        # When Python ends, it takes our handler away, and SIGALRM would kill a slow end.
+        signal.setitimer(signal.ITIMER_REAL, 0)
         gc.freeze()
         gc.enable()
 
@@ -250,8 +252,9 @@ def _told_to_end() -> None:
     global _give_up_at, _hurry  # noqa: PLW0603
     _hurry = _give_up_at is not None
     _give_up_at = time.monotonic() + (0 if _hurry else _PATIENCE_S)
-    signal.signal(signal.SIGALRM, _tick)
-    signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
+    if not _hurry:
+        signal.signal(signal.SIGALRM, _tick)
+        signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
 
 
 def _tick(*_: object) -> None:
