@@ -335,12 +335,12 @@ def test_a_handler_cannot_read_what_its_victim_reads() -> None:
         try:
             pids = [run("/bin/true")[0] for _ in range(200)]
             end = time.monotonic() + DEADLINE_S
-            while not until_exit(*pids)(events):
+            # The handler may have read all of them: then it interrupts the reads that wait in vain.
+            while not (refused and until_exit(*pids)(events)):
                 assert time.monotonic() < end
                 events.extend(tracer.read(0.1))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        assert refused
         assert "handler" in str(refused[0])
         stats = tracer.stats
         assert len(events) == stats.received
