@@ -27,6 +27,7 @@ class _Lib:
 
     SHIM_MIN_READ: int
     SHIM_MIN_RING: int
+    SHIM_LOSS: int
     SHIM_MAX_RING: int
 
     def shim_new(self) -> _CData: ...
@@ -41,9 +42,10 @@ class _Lib:
         size: int,
         timeout_ms: int,
         may_gather: int,
-        batch: _CData,
+        taken: int,
         /,
     ) -> int: ...
+    def shim_lost(self, shim: _CData, /) -> int: ...
     def shim_wake(self, shim: _CData, /) -> int: ...
     def shim_fd(self, shim: _CData, /) -> int: ...
     def shim_signal_fd(self, shim: _CData, /) -> int: ...

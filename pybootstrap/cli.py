@@ -93,7 +93,6 @@ def _trace(options: argparse.Namespace) -> int:
     become = account(options.run_as) if options.run_as else invoking_account(os.environ)
     renderer = _make_renderer(options)
     tracer = _make_tracer(options)
-    tracer._prepare_for_command(renderer.kinds)
     # Whatever is imported must be by now: the user we switch to may not be able to read it.
 
     def end(*_: object) -> None:
@@ -146,21 +145,29 @@ def _make_renderer(options: argparse.Namespace) -> Renderer:
 
 
 def _print_events(tracer: Tracer, renderer: Renderer, output: _Output, left: int) -> None:
+    for lines in tracer._batches(renderer.kinds):
+        if len(lines) > left:
+            lines = _first(lines, left)  # noqa: PLW2901
+        left -= len(lines)
+        try:
+            text = "".join(lines)
+        except TypeError:  # losses among them
+            left += _print_with_losses(lines, renderer, output)
+        else:
+            output.write(text)
+        if left == 0:
+            break
+
+
+def _print_with_losses(lines: list[Any], renderer: Renderer, output: _Output) -> int:
+    """Prints lines with losses between them; returns how many losses that were."""
     from pybootstrap.events import LostEvent
 
-    while left > 0:
-        lines: list[Any] = tracer.read()  # and losses
-        if not lines:
-            break  # stopped
-        if len(lines) > left:
-            lines = _first(lines, left)
-        losses = [line for line in lines if type(line) is LostEvent]
-        left -= len(lines) - len(losses)
-        if losses:
-            lines = [renderer.lost(x) if isinstance(x, LostEvent) else x for x in lines]
-        output.write("".join(lines))
-        for loss in losses:
-            _say(f"{loss.count} events lost: the ring buffer was full")
+    losses = [line for line in lines if isinstance(line, LostEvent)]
+    output.write("".join(renderer.lost(x) if isinstance(x, LostEvent) else x for x in lines))
+    for loss in losses:
+        _say(f"{loss.count} events lost: the ring buffer was full")
+    return len(losses)
 
 
 def _first(lines: list[Any], count: int) -> list[Any]:
@@ -268,9 +275,9 @@ def _out_of_patience() -> bool:
 
 
 def _be_patient_again() -> None:
-    """A reader has taken something."""
+    """A reader has taken something after all."""
     global _give_up_at  # noqa: PLW0603
-    if _give_up_at is not None and not _hurry:
+    if not _hurry:
         _give_up_at = time.monotonic() + _PATIENCE_S
 
 
@@ -284,7 +291,7 @@ class _Output:
     def __init__(self, fd: int, encoding: str) -> None:
         self._fd = fd
         self._encoding = encoding
-        self._piece = sys.maxsize if stat.S_ISREG(os.fstat(fd).st_mode) else _PIECE
+        self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         poller = select.poll()
         poller.register(fd, select.POLLOUT)
         self._poll = poller.poll
@@ -294,8 +301,8 @@ class _Output:
         data = text.encode(self._encoding, "backslashreplace")
         try:
             while data:
-                if self._poll(_TICK_S * 1000):
-                    data = data[self._write_some(data[: self._piece]) :]
+                if self._is_file or self._poll(_TICK_S * 1000):
+                    data = data[self._write_some(data) :]
                 elif _out_of_patience():
                     raise _OutputError("its reader takes nothing")
         except BrokenPipeError:
@@ -303,16 +310,17 @@ class _Output:
         except OSError as error:
             raise _OutputError(error.strerror) from None
 
-    def _write_some(self, piece: bytes) -> int:
+    def _write_some(self, data: bytes) -> int:
         global _writing  # noqa: PLW0603
         _writing = True
         try:
-            written = os.write(self._fd, piece)
+            written = os.write(self._fd, data if self._is_file else data[:_PIECE])
         except BlockingIOError:  # non-blocking, and somebody else has filled it meanwhile
             return 0
         finally:
             _writing = False
-        _be_patient_again()
+        if _give_up_at is not None:
+            _be_patient_again()
         return written
 
 

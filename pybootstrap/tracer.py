@@ -43,6 +43,8 @@ _BATCH_SIZE = 256 * 1024  # bytes; some thousand events
 _MAX_MS = 2**63 // 10**6  # what fits into the kernel's ns
 _FOREVER = 1e9  # seconds; some timeouts are too large for a float
 _MAX_WAIT = 86400  # seconds of one system call; longer waits are made of several
+_LOSS = lib.SHIM_LOSS  # looked up once, as the next line: each batch needs them
+_read = lib.shim_read
 
 
 def _closed() -> StateError:
@@ -245,7 +247,7 @@ class Tracer:
         self._decoder = Decoder()
         self._buffer = ffi.NULL
         self._bytes: Any = b""  # the buffer, as something to slice
-        self._batch: Any = _new("struct shim_batch *", {})  # what of it is not decoded yet
+        self._taken = 0  # how many batches were decoded
         self._signal_pipe = -1
         self._polled = False  # somebody waits on fileno()
         self._stopping = False  # stop() was called
@@ -254,7 +256,6 @@ class Tracer:
         self._closing = False  # close() was called
         self._closed = False  # and done
         self._hooked = False  # signal.set_wakeup_fd() has our pipe
-        self._keeps_hook = False  # until close()
         self._final_stats: Stats | None = None
         # Held while reading. Reentrant, because a signal handler may interrupt the read and call
         # close(), which must not wait for it.
@@ -538,7 +539,7 @@ class Tracer:
                 self._hooked = False
             return self._next_batch(timeout, before)
         finally:
-            if self._hooked and not self._keeps_hook:
+            if self._hooked:
                 self._unhook_signals(before)
 
     def _unhook_signals(self, before: int) -> None:
@@ -554,13 +555,17 @@ class Tracer:
         elif before != -1:  # a handler that raised has left its byte to us
             self._take_signals(before)
 
-    def _prepare_for_command(self, kinds: Mapping[int, Callable[[bytes], Any]]) -> None:
-        """For a process of its own, where nobody else sets a wakeup fd: hooks signals for good.
+    def _batches(self, kinds: Mapping[int, Callable[[bytes], Any]]) -> Iterator[list[Any]]:
+        """What `kinds` make of the records (see `Decoder`), batch by batch, until the end.
 
-        And has the decoder make something else than events: see `Decoder`.
+        For the main thread of a process of its own: there nobody else reads or sets a wakeup fd, so
+        this does without what `read()` makes sure of each time, and what all of that costs when
+        caches are cold.
         """
         self._decoder = Decoder(kinds)
-        self._keeps_hook = True
+        self._hook_signals()
+        while lines := self._next_batch(None):
+            yield lines
 
     def _hook_signals(self) -> int:
         """Lets signals end the wait of `shim_read`; returns whose wakeup fd was set before, or -1.
@@ -586,14 +591,15 @@ class Tracer:
 
     def _next_batch(self, timeout: float | None, forward_to: int = -1) -> list[Event]:
         end = None if timeout is None else time.monotonic() + min(timeout, _FOREVER)
-        batch, gather = self._batch, self._polled and timeout == 0
-        # Not empty: an exception of a handler came before the events were given out.
-        while not batch.size:
+        gather = self._polled and timeout == 0
+        while True:
             if self._stopping and not self._detached:
                 lib.shim_detach(self._shim)
                 self._detached = True
             wait_ms = -1 if end is None else _milliseconds_until(end)
-            code = lib.shim_read(self._shim, self._buffer, _BATCH_SIZE, wait_ms, gather, batch)
+            code = _read(self._shim, self._buffer, _BATCH_SIZE, wait_ms, gather, self._taken)
+            if code > 0:
+                return self._decode(code)
             if code == -EINTR:
                 self._take_signals(forward_to)
                 continue  # the handlers have run; they may have called stop()
@@ -601,20 +607,19 @@ class Tracer:
                 raise _closed()
             if code < 0:
                 raise OSError(-code, f"cannot read the ring buffer: {os.strerror(-code)}")
-            self._ended = self._detached and code == 0
-            if self._ended or wait_ms == 0 or batch.lost > self._decoder.lost:
-                break
-        return self._decode()
+            self._ended = self._detached
+            if self._ended or wait_ms == 0:
+                return []
 
-    def _decode(self) -> list[Event]:
-        """The events of the batch, and the loss that none of them tells of."""
-        batch, decoder = self._batch, self._decoder
+    def _decode(self, code: int) -> list[Event]:
+        """The events of the batch that `shim_read` returned, and the loss that none tells of."""
+        loss = code & _LOSS
         try:
-            events = decoder.decode(self._bytes[: batch.size])
+            events = self._decoder.decode(self._bytes[: code - loss])
         except RecordError:
-            batch.size = 0  # or every read from now on would find it
+            self._taken += 1  # or every read from now on would find it
             raise
-        if batch.lost > decoder.lost:
-            events.append(decoder.loss(batch.lost))
-        batch.size = 0
+        if loss:
+            events.append(self._decoder.loss(lib.shim_lost(self._shim)))
+        self._taken += 1
         return events

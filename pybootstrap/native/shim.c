@@ -75,6 +75,9 @@ struct shim {
 	unsigned long long received;
 	unsigned long long missed; /* as of the last shim_stats() that was allowed to know */
 	unsigned long long lost; /* as of the last read that emptied the ring */
+	unsigned long long told; /* of these, by records and SHIM_LOSS */
+	unsigned long long batches; /* that were moved to the caller's buffer */
+	int batch; /* what was returned for the last one */
 	unsigned long long filled_at; /* bss->filled_at as of the last drain */
 	long long looked_ns; /* when the last drain began: CLOCK_BOOTTIME as the kernel has it */
 	bool gathering; /* the ring woke us, and the timer is set */
@@ -544,6 +547,7 @@ static int take_record(void *ctx, void *data, size_t size)
 	memcpy(to + sizeof(head), (char *)data + sizeof(head), head.size - sizeof(head));
 	s->used += head.size;
 	s->received++;
+	s->told = head.lost;
 	return s->size - s->used < sizeof(struct exit_record) + TEXT_SIZE ? -ENOBUFS : 0;
 }
 
@@ -599,13 +603,13 @@ static int consume(struct shim *s, unsigned long long *lost)
 }
 
 /* Takes what is there; returns the bytes used of the buffer. */
-static int drain(struct shim *s)
+static int drain(struct shim *s, bool timer_is_set)
 {
 	const struct bootstrap_bpf__bss *bss = s->skeleton->bss;
 	unsigned long long lost;
 	int err = 0;
 
-	if (s->gathering)
+	if (timer_is_set)
 		err = set_timer(s, 0);
 	if (err)
 		return err;
@@ -670,8 +674,8 @@ static int read_records(struct shim *s, int timeout_ms, bool may_gather)
 			return err;
 		due_ns = due_in(s, woken_by);
 		if (due_ns == 0 || (timeout_ms == 0 && !may_gather)) {
-			got = drain(s);
-			if (got || woken_by & BY_STOP)
+			got = drain(s, s->gathering && !(woken_by & BY_TIMER));
+			if (got || s->lost > s->told || woken_by & BY_STOP)
 				return got;
 		} else if (due_ns > 0) {
 			err = gather(s, due_ns);
@@ -690,21 +694,41 @@ static int read_records(struct shim *s, int timeout_ms, bool may_gather)
 	}
 }
 
-int shim_read(struct shim *s, void *buffer, unsigned int size, int timeout_ms, int may_gather,
-	      struct shim_batch *batch)
+static int read_batch(struct shim *s, int timeout_ms, bool may_gather, unsigned long long taken)
 {
 	int got;
 
-	if (!buffer || size < SHIM_MIN_READ)
+	if (s->batches != taken)
+		return s->batch;
+	got = read_records(s, timeout_ms, may_gather);
+	if (got < 0)
+		return got;
+	if (s->lost > s->told) {
+		s->told = s->lost;
+		got += SHIM_LOSS;
+	}
+	if (got > 0) {
+		s->batch = got;
+		s->batches++;
+	}
+	return got;
+}
+
+int shim_read(struct shim *s, void *buffer, unsigned int size, int timeout_ms, int may_gather,
+	      unsigned long long taken)
+{
+	if (!buffer || size < SHIM_MIN_READ || size >= SHIM_LOSS)
 		return -EINVAL;
 	if (!enter(s))
 		return -ESHUTDOWN;
 	s->buffer = buffer;
 	s->size = size;
-	got = s->rb ? read_records(s, timeout_ms, may_gather) : -EINVAL;
-	batch->size = got > 0 ? got : 0;
-	batch->lost = s->lost;
-	return leave(s, got);
+	return leave(s, s->rb ? read_batch(s, timeout_ms, may_gather, taken) : -EINVAL);
+}
+
+unsigned long long shim_lost(const struct shim *s)
+{
+	return s->lost;
 }
 
 int shim_wake(struct shim *s)

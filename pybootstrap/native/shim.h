@@ -53,27 +53,31 @@ int shim_attach(struct shim *shim);
 /* Stops recording; returns when no program runs any more. What is in the ring can still be read. */
 int shim_detach(struct shim *shim);
 
-/* What a read has moved. */
-struct shim_batch {
-	unsigned int
-		size; /* bytes; kept here too, because a signal handler can take the result away */
-	unsigned long long
-		lost; /* how many records were lost before the last read that left none */
-};
-
 /*
- * Moves records to buffer, back to back, each as long as its record.size; returns the bytes used.
- * Waits up to timeout_ms (-1: without limit) for the first one, and then lets more gather, as long
- * as max_latency_ns and timeout_ms allow. 0 means that none came in time, or shim_wake(). -EINTR: a
- * signal came. size must be at least SHIM_MIN_READ.
+ * Moves a batch of records to buffer, back to back, each as long as its record.size; returns the
+ * bytes used, with SHIM_LOSS added when shim_lost() has counted more than the records tell. Waits up
+ * to timeout_ms (-1: without limit) for the first one, and then lets more gather, as long as
+ * max_latency_ns and timeout_ms allow. 0 means that none came in time, or shim_wake(). -EINTR: a
+ * signal came.
+ *
+ * taken is how many batches the caller has dealt with. A signal handler that raises can take a
+ * result away from its caller: then taken does not grow, and the same batch is returned again.
  *
  * With timeout_ms 0 it takes what is there, unless may_gather is set: then only what has gathered
  * long enough. That is for those who wait on shim_fd().
  */
 int shim_read(struct shim *shim, void *buffer, unsigned int size, int timeout_ms, int may_gather,
-	      struct shim_batch *batch);
+	      unsigned long long taken);
 
-enum { SHIM_MIN_READ = 64 * 1024, SHIM_MIN_RING = 64 * 1024, SHIM_MAX_RING = 1024 * 1024 * 1024 };
+enum shim_limits {
+	SHIM_MIN_READ = 64 * 1024, /* bytes of the buffer */
+	SHIM_MIN_RING = 64 * 1024,
+	SHIM_MAX_RING = 1024 * 1024 * 1024,
+	SHIM_LOSS = 1024 * 1024 * 1024, /* and what is below is the size of the batch */
+};
+
+/* How many records were lost before the last shim_read() that left none. */
+unsigned long long shim_lost(const struct shim *shim);
 
 /* Ends the wait of shim_read(), now and from now on. */
 int shim_wake(struct shim *shim);
