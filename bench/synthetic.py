@@ -15,6 +15,7 @@ import select
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -61,15 +62,14 @@ def _losses(events: Sequence[Event]) -> int:
 
 def _read(buffer: Any) -> Turn:
     """The shim alone: records are copied to a buffer, and no one looks at them."""
-    taken = 0
+    taken: Counter[Tracer] = Counter()
 
     def turn(tracer: Tracer) -> int:
-        nonlocal taken
         wait_ms = int(_WAIT_S * 1000)
-        size = lib.shim_read(tracer._shim, buffer, _BUFFER_SIZE, wait_ms, False, taken)
+        size = lib.shim_read(tracer._shim, buffer, _BUFFER_SIZE, wait_ms, False, taken[tracer])
         if size < 0:
             raise BenchError(f"shim_read: {os.strerror(-size)}")
-        taken += size > 0
+        taken[tracer] += size > 0
         return 0
 
     return turn

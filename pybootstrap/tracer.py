@@ -102,8 +102,18 @@ def _whole(name: str, value: int, low: int, high: int) -> int:
     return value
 
 
+def _values(name: str, values: Iterable[Any]) -> list[Any]:
+    """The values of a filter. A single str is refused: it would be taken letter by letter."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise SettingError(f"{name} takes a list of values, such as [{values!r}], not {values!r}")
+    listed = list(values)
+    if len(listed) > lib.FILTER_SIZE:
+        raise SettingError(f"{name} takes at most {lib.FILTER_SIZE} values, not {len(listed)}")
+    return listed
+
+
 def _user_id(user: int | str) -> int:
-    if isinstance(user, int):
+    if not isinstance(user, str):
         return _whole("users", user, 0, 2**32 - 2)
     import pwd  # few need it
 
@@ -247,7 +257,9 @@ class Tracer:
         self._decoder = Decoder()
         self._buffer = ffi.NULL
         self._bytes: Any = b""  # the buffer, as something to slice
-        self._taken = 0  # how many batches were decoded
+        # How many batches were decoded, and events of the last one that were not given out yet: in
+        # one tuple, because a signal handler may raise between any two steps.
+        self._fetched: tuple[int, list[Event]] = 0, []
         self._signal_pipe = -1
         self._polled = False  # somebody waits on fileno()
         self._stopping = False  # stop() was called
@@ -349,6 +361,7 @@ class Tracer:
             self._hooked = False
         lib.shim_close(self._shim)
         self._buffer, self._bytes = ffi.NULL, b""
+        self._take()
         wake_task = self._wake_task
         if wake_task is not None:
             wake_task()
@@ -362,6 +375,7 @@ class Tracer:
         self._reading = False
         self._wake_task = None
         self._queue.clear()
+        self._take()
         if self._hooked:
             signal.set_wakeup_fd(-1)
             self._hooked = False
@@ -396,11 +410,12 @@ class Tracer:
         Raises StateError when not started, closed, inherited through fork(2), or while another
         thread, or the code that a signal handler interrupted, reads.
         """
-        if not self._queue:
-            return self._fetch(timeout)
-        events = list(self._queue)
-        self._queue.clear()
-        return events
+        if self._queue:
+            events = list(self._queue)
+            self._queue.clear()
+            return events
+        self._fetch(timeout)
+        return self._take()
 
     def poll(self, timeout: float | None = None) -> int:
         """Hands the events that are there to the callback; returns how many. Waits as `read()`.
@@ -411,11 +426,12 @@ class Tracer:
         if self._on_event is None:
             raise StateError("poll() and run() need a callback: Tracer(on_event=...)")
         if not self._queue:
-            self._queue.extend(self._fetch(timeout))
+            self._fetch(timeout)
+            self._queue.extend(self._take())
         count = 0
         while self._queue:
             count += 1
-            self._on_event(self._queue.popleft())
+            self._on_event(self._next_queued())
         return count
 
     def run(self) -> None:
@@ -430,8 +446,9 @@ class Tracer:
         while not self._queue:
             if self._ended:
                 raise StopIteration
-            self._queue.extend(self._fetch(None))
-        return self._queue.popleft()
+            self._fetch(None)
+            self._queue.extend(self._take())
+        return self._next_queued()
 
     def __aiter__(self) -> Tracer:
         return self
@@ -442,8 +459,9 @@ class Tracer:
                 raise StopAsyncIteration
             await self._readable()
             if not self._closing:
-                self._queue.extend(self._fetch(0))
-        return self._queue.popleft()
+                self._fetch(0)
+                self._queue.extend(self._take())
+        return self._next_queued()
 
     async def _readable(self) -> None:
         import asyncio  # slow to import, and most have no use for it
@@ -503,8 +521,23 @@ class Tracer:
         if not self._started:
             raise StateError("this Tracer was not started: use it in a with statement")
 
-    def _fetch(self, timeout: float | None) -> list[Event]:
-        """The next events from the ring; none on timeout, and when tracing has ended."""
+    def _next_queued(self) -> Event:
+        """Takes the first of the queue; without a call, after which a handler could raise."""
+        event = self._queue[0]
+        del self._queue[0]
+        return event
+
+    def _take(self) -> list[Event]:
+        """Takes what was fetched; without a call, too."""
+        number, events = self._fetched
+        self._fetched = number, []
+        return events
+
+    def _fetch(self, timeout: float | None) -> None:
+        """Fetches the next events from the ring; none on timeout, and when tracing has ended.
+
+        When a signal handler raises after that, they stay for the next call.
+        """
         _check_timeout(timeout)
         lock = self._read_lock  # a fork gives the child a new one
         if not lock.acquire(blocking=False):
@@ -519,9 +552,12 @@ class Tracer:
             self._reading = True
             try:
                 self._check_usable()
+                if self._fetched[1]:
+                    return
                 if self._hooked or timeout == 0 or threading.get_ident() != _main_thread:
-                    return self._next_batch(timeout)
-                return self._next_batch_or_signal(timeout)
+                    self._next_batch(timeout)
+                else:
+                    self._next_batch_or_signal(timeout)
             finally:
                 self._reading = False
         finally:
@@ -591,15 +627,15 @@ class Tracer:
 
     def _next_batch(self, timeout: float | None, forward_to: int = -1) -> list[Event]:
         end = None if timeout is None else time.monotonic() + min(timeout, _FOREVER)
-        gather = self._polled and timeout == 0
+        taken, gather = self._fetched[0], self._polled and timeout == 0
         while True:
             if self._stopping and not self._detached:
                 lib.shim_detach(self._shim)
                 self._detached = True
             wait_ms = -1 if end is None else _milliseconds_until(end)
-            code = _read(self._shim, self._buffer, _BATCH_SIZE, wait_ms, gather, self._taken)
+            code = _read(self._shim, self._buffer, _BATCH_SIZE, wait_ms, gather, taken)
             if code > 0:
-                return self._decode(code)
+                return self._decode(code, taken + 1)
             if code == -EINTR:
                 self._take_signals(forward_to)
                 continue  # the handlers have run; they may have called stop()
@@ -611,15 +647,19 @@ class Tracer:
             if self._ended or wait_ms == 0:
                 return []
 
-    def _decode(self, code: int) -> list[Event]:
+    def _decode(self, code: int, number: int) -> list[Event]:
         """The events of the batch that `shim_read` returned, and the loss that none tells of."""
-        loss = code & _LOSS
+        decoder, loss = self._decoder, code & _LOSS
+        told = decoder.lost
         try:
-            events = self._decoder.decode(self._bytes[: code - loss])
+            events = decoder.decode(self._bytes[: code - loss])
+            if loss:
+                events.append(decoder.loss(lib.shim_lost(self._shim)))
+            self._fetched = number, events
         except RecordError:
-            self._taken += 1  # or every read from now on would find it
+            self._fetched = number, []  # or every read from now on would find it
             raise
-        if loss:
-            events.append(self._decoder.loss(lib.shim_lost(self._shim)))
-        self._taken += 1
+        except BaseException:  # of a signal handler: the batch will be decoded again
+            decoder.lost = told
+            raise
         return events

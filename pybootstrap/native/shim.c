@@ -547,7 +547,8 @@ static int take_record(void *ctx, void *data, size_t size)
 	memcpy(to + sizeof(head), (char *)data + sizeof(head), head.size - sizeof(head));
 	s->used += head.size;
 	s->received++;
-	s->told = head.lost;
+	if (head.lost > s->told) /* a delayed reservation tells less than those before it */
+		s->told = head.lost;
 	return s->size - s->used < sizeof(struct exit_record) + TEXT_SIZE ? -ENOBUFS : 0;
 }
 
@@ -699,7 +700,7 @@ static int read_batch(struct shim *s, int timeout_ms, bool may_gather, unsigned 
 	int got;
 
 	if (s->batches != taken)
-		return s->batch;
+		return s->batches == taken + 1 ? s->batch : -EINVAL;
 	got = read_records(s, timeout_ms, may_gather);
 	if (got < 0)
 		return got;

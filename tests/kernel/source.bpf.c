@@ -6,13 +6,15 @@
  */
 #include "bootstrap.bpf.c"
 
+/* STALE: small, and with a count of losses from before there were any. */
+enum size { SMALL, LARGE, STALE };
 enum { HOLD_LIMIT_NS = 1000000000 }; /* the CPU does nothing else meanwhile */
 
 /* What source.c tells a run; it stands where a tracepoint has its arguments. */
 struct order {
 	u64 number; /* becomes the event's pid */
 	u64 sender; /* becomes its ppid */
-	u64 large;
+	u64 size; /* enum size */
 	/* Between reservation and submission it waits for so many other runs to end, then so long. */
 	u64 hold;
 	u64 delay_ns;
@@ -83,6 +85,8 @@ static __always_inline void send(struct exec_record *e, const struct order *orde
 	if (!e)
 		return;
 	fill(e, order, args_size);
+	if (order->size == STALE)
+		e->record.lost = 0;
 	delay(order);
 	submitted_ns = bpf_ktime_get_boot_ns();
 	ring_submit(&e->record, size, RECORD_EXEC, 0, now);
@@ -95,7 +99,7 @@ int send_record(u64 *ctx)
 	struct order order = {ctx[0], ctx[1], ctx[2], ctx[3], ctx[4]};
 	u64 now = bpf_ktime_get_boot_ns();
 
-	if (order.large)
+	if (order.size == LARGE)
 		send(ring_reserve(sizeof(struct exec_record) + TEXT_SIZE), &order, now, ARGS_SIZE);
 	else
 		send(ring_reserve(sizeof(struct exec_record) + 128), &order, now, 8);

@@ -9,7 +9,7 @@
  *
  *   CPU       where it runs
  *   COUNT     how many records it sends
- *   SIZE      small or large: 224 bytes of the ring each, or more than 12,000
+ *   SIZE      enum size in source.bpf.c; they take 224 bytes of the ring, large ones 12,000
  *   PACE_US   from one record to the next; 0: as fast as it can
  *   AFTER     it starts when the senders have made so many reservations
  *   HOLD      between reservation and submission: waits for so many records to be submitted,
@@ -36,8 +36,7 @@
 enum { MAX_SENDERS = 4 };
 
 struct sender {
-	unsigned int cpu, count, pace_us, after, hold, delay_us;
-	char size[6];
+	unsigned int cpu, count, size, pace_us, after, hold, delay_us;
 	pthread_t thread;
 };
 
@@ -82,7 +81,7 @@ static void *send_all(void *arg)
 {
 	struct sender *s = arg;
 	/* struct order of source.bpf.c */
-	__u64 order[5] = {0, s->cpu, strcmp(s->size, "large") == 0, s->hold, s->delay_us * 1000ULL};
+	__u64 order[5] = {0, s->cpu, s->size, s->hold, s->delay_us * 1000ULL};
 	LIBBPF_OPTS(bpf_test_run_opts, run, .ctx_in = order, .ctx_size_in = sizeof(order));
 	int program = bpf_program__fd(skeleton->progs.send_record), err;
 	long long begin;
@@ -116,7 +115,7 @@ static int parse(char *line, unsigned int *wait_us, struct sender *senders)
 	while ((part = strtok_r(NULL, ";", &rest)) && n < MAX_SENDERS) {
 		struct sender *s = &senders[n++];
 
-		if (sscanf(part, "%u %u %5s %u %u %u %u", &s->cpu, &s->count, s->size, &s->pace_us,
+		if (sscanf(part, "%u %u %u %u %u %u %u", &s->cpu, &s->count, &s->size, &s->pace_us,
 			   &s->after, &s->hold, &s->delay_us) != 7)
 			fail("not a sender", EINVAL);
 	}

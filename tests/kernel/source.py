@@ -8,6 +8,7 @@ import json
 import os
 import re
 import subprocess
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,21 +19,30 @@ HERE = Path("tests/kernel")
 A, B = (sorted(os.sched_getaffinity(0)) * 2)[:2]
 
 
+class Size(IntEnum):
+    """enum size in source.bpf.c."""
+
+    SMALL = 0
+    LARGE = 1
+    STALE = 2
+
+
 class Sender(NamedTuple):
     """Who sends what: see source.c."""
 
     cpu: int
     number: int = 1
-    large: bool = False
+    size: Size = Size.SMALL
     pace_ms: float = 0
     after: int = 0
     hold: int = 0
     delay_ms: float = 0
 
     def __str__(self) -> str:
-        size = "large" if self.large else "small"
         pace_us, delay_us = int(self.pace_ms * 1000), int(self.delay_ms * 1000)
-        return f"{self.cpu} {self.number} {size} {pace_us} {self.after} {self.hold} {delay_us}"
+        return (
+            f"{self.cpu} {self.number} {self.size:d} {pace_us} {self.after} {self.hold} {delay_us}"
+        )
 
 
 class Answer(NamedTuple):

@@ -17,7 +17,7 @@ import pytest
 
 from pybootstrap import Event, ExecEvent, LostEvent, Stats, Tracer
 from tests.kernel.conftest import DEADLINE_S, collect
-from tests.kernel.source import A, B, Sender, Source, build
+from tests.kernel.source import A, B, Sender, Size, Source, build
 
 Trace = Callable[..., AbstractContextManager[tuple[Tracer, Source]]]
 
@@ -113,7 +113,9 @@ def test_a_record_left_behind_by_a_batch_does_not_wait_for_the_bound_again(trace
     [
         pytest.param([Sender(A, 3000, pace_ms=0.2)], id="small"),
         pytest.param(
-            [Sender(cpu, 30, large=True, pace_ms=20) for cpu in (A, B)], id="large", marks=two_cpus
+            [Sender(cpu, 30, size=Size.LARGE, pace_ms=20) for cpu in (A, B)],
+            id="large",
+            marks=two_cpus,
         ),
     ],
 )
@@ -316,3 +318,18 @@ def test_a_loss_comes_after_a_record_that_was_delayed_before_it(trace: Trace) ->
     assert numbers(events[:1], A) == [1]
     count = lost(events)
     assert gaps(events) == [(600 - count, 1, count)]
+
+
+def test_a_record_that_tells_of_less_than_was_told_before(trace: Trace) -> None:
+    """Its reservation was delayed between the look at the counter and its place in the ring."""
+    with trace(ring_size=SMALL_RING, max_latency_ms=0) as (tracer, source):
+        source.send(Sender(A, 600))
+        source.answer()
+        events = collect(tracer, lambda more: accounted(more) == 600)
+        source.send(Sender(A, size=Size.STALE))
+        source.answer()
+        events += tracer.read(timeout=DEADLINE_S)
+        stats = tracer.stats
+    losses = [event.count for event in events if isinstance(event, LostEvent)]
+    assert losses == [stats.lost]
+    assert numbers(events[-1:], A) == [1]
