@@ -107,7 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
         "of many costs far less than many of one; 0 prints each at once",
     )
     parser.add_argument(
-        "-o", "--output", metavar="FILE", help="write to FILE, as the invoking user may"
+        "-o", "--output", metavar="FILE", help="write to FILE, which is opened as the invoking user"
     )
     parser.add_argument(
         "--strict", action="store_true", help="end with status 1 if any event was lost"

@@ -66,17 +66,16 @@ def _btf() -> Check:
     )
 
 
-def _effective_capabilities() -> int:
-    """The capability bits of this process: CapEff of proc_pid_status(5)."""
-    with open("/proc/self/status", "rb") as status:
-        for line in status:
-            if line.startswith(b"CapEff:"):
-                return int(line.split()[1], 16)
-    return 0
+def _effective_capabilities() -> int | None:
+    """The capability bits of this process: CapEff of proc_pid_status(5); None without /proc."""
+    bits = re.search("^CapEff:\\s*(\\S+)", _read("/proc/self/status") or "", re.MULTILINE)
+    return int(bits[1], 16) if bits else None
 
 
 def _capabilities() -> Check:
     held = _effective_capabilities()
+    if held is None:
+        return Check("capabilities", True, "not known here (/proc is not mounted)", "privilege")
     missing = [name for name, bit in _CAPABILITIES.items() if not held >> bit & 1]
     if not missing or held >> _CAP_SYS_ADMIN & 1:
         return Check("capabilities", True, " and ".join(_CAPABILITIES), "privilege")
@@ -127,7 +126,8 @@ def _memlock() -> Check:
 
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
     enough = limit == resource.RLIM_INFINITY or limit >= 64 * 1024 * 1024
-    if enough or _effective_capabilities() >> _CAP_SYS_RESOURCE & 1:
+    held = _effective_capabilities()
+    if enough or held is None or held >> _CAP_SYS_RESOURCE & 1:
         return Check("memlock", True, "can be raised as needed", "privilege")
     return Check(
         "memlock",

@@ -86,11 +86,14 @@ def _status_of(error: BootstrapError) -> int:
 
 
 def _trace(options: argparse.Namespace) -> int:
-    from pybootstrap.privileges import account, give_up, invoking_account
+    from pybootstrap.privileges import account, acting_as, give_up, invoking_account
 
+    if options.output == "-":
+        options.output = None
     if options.output is None:
         _stdout()  # is there any?
-    become = account(options.run_as) if options.run_as else invoking_account(os.environ)
+    invoker = invoking_account(os.environ)
+    become = account(options.run_as) if options.run_as else invoker
     renderer = _make_renderer(options)
     tracer = _make_tracer(options)
     # Whatever is imported must be by now: the user we switch to may not be able to read it.
@@ -105,8 +108,9 @@ def _trace(options: argparse.Namespace) -> int:
     gc.enable()
     try:
         with tracer:
+            with acting_as(invoker):  # whoever the command becomes
+                output = _open_output(options.output)
             give_up(become)
-            output = _open_output(options.output)
             output.write(renderer.header)
             _print_events(tracer, renderer, output, options.count or sys.maxsize)
     except _OutputError:
@@ -234,7 +238,7 @@ def _version() -> str:
 
 
 def _open_output(path: str | None) -> _Output:
-    """The file, or standard output; by now with the invoking user's rights only."""
+    """The file, or standard output."""
     if path is None:
         return _stdout()
     # Non-blocking, or a FIFO that nobody reads would hold us here; _Output can deal with that.

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from errno import EPERM
 
 from pybootstrap._native import lib
@@ -45,13 +46,40 @@ def invoking_account(environ: Mapping[str, str]) -> Account | None:
         raise SettingError(
             f"SUDO_UID={uid!r} and SUDO_GID={gid!r} are not both numbers: unset them"
         )
-    if int(uid) == 0:
+    user, group = (min(int(number[:20]), _KEEP) for number in (uid, gid))
+    if _KEEP in (user, group):
+        raise SettingError(f"SUDO_UID={uid!r} and SUDO_GID={gid!r} are not both ids: unset them")
+    if user == 0:
         return None
     try:
-        groups = os.getgrouplist(pwd.getpwuid(int(uid)).pw_name, int(gid))
+        groups = os.getgrouplist(pwd.getpwuid(user).pw_name, group)
     except KeyError:  # a user without an entry has no more groups
-        groups = [int(gid)]
-    return Account(int(uid), int(gid), groups)
+        groups = [group]
+    return Account(user, group, groups)
+
+
+@contextlib.contextmanager
+def acting_as(who: Account | None) -> Iterator[None]:
+    """Has the kernel check access to files as for that account meanwhile, if one is given.
+
+    Raises PrivilegeError when that is not possible.
+    """
+    if who is None:
+        yield
+        return
+    uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
+    try:
+        os.setgroups(who.groups)
+        os.setegid(who.gid)
+        os.seteuid(who.uid)
+    except OSError as error:
+        raise PrivilegeError(f"cannot act as user {who.uid}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        os.seteuid(uid)
+        os.setegid(gid)
+        os.setgroups(groups)
 
 
 def give_up(to: Account | None) -> None:

@@ -198,6 +198,10 @@ class Tracer:
             100 bytes of kernel memory at once, and its text (with `args`) while it lives.
         verbose: libbpf's debug messages go to stderr.
 
+    A process that is not root, but has capabilities to trace, should call
+    `prctl(PR_SET_DUMPABLE, 0)` when it gives them up: else any process of the same user can take
+    its descriptors (pidfd_getfd(2)), and with them read every event. The command does.
+
     Use it in a `with` or `async with` statement, or call `start()` and `close()`. One thread or
     task at a time reads. `stop()`, `close()`, `stats` and `fileno()` may be used by any other
     meanwhile, and by signal handlers.

@@ -519,7 +519,10 @@ int shim_give_up_privileges(unsigned int uid, unsigned int gid)
 			return -errno;
 	if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid))
 		return -errno;
-	return syscall(SYS_capset, &header, none) ? -errno : 0;
+	/* Or other processes of the same user could trace this one, and take its descriptors. */
+	if (syscall(SYS_capset, &header, none) || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
+		return -errno;
+	return 0;
 }
 
 /* ---- Read ---- */

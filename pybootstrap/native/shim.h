@@ -114,7 +114,8 @@ void shim_free(struct shim *shim);
 
 /*
  * Gives up privileges, for good: all capabilities, from every set, the means to get any by executing
- * a program, and user and group (UINT_MAX: keep it). What was attached and opened goes on.
+ * a program, and user and group (UINT_MAX: keep it). What was attached and opened goes on. The
+ * process is no longer dumpable: see prctl(2), PR_SET_DUMPABLE.
  */
 int shim_give_up_privileges(unsigned int uid, unsigned int gid);
 

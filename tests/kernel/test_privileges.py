@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import re
@@ -150,3 +151,95 @@ def test_accounts() -> None:
             invoking_account(bad)
     with pytest.raises(SettingError, match="no-such-user"):
         account("no-such-user")
+
+
+SERVICE = """
+import ctypes, os
+from pybootstrap import Tracer
+from pybootstrap.privileges import give_up
+with Tracer() as tracer:
+    os.setgroups([])
+    os.setresgid(*[{gid}] * 3)
+    os.setresuid(*[{uid}] * 3)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, as for whoever began as this user
+    print(tracer.fileno(), flush=True)
+    input()
+    give_up(None)
+    print("given up", flush=True)
+    input()
+"""
+TAKER = """
+import ctypes, os, sys
+pid, fd = map(int, sys.argv[1:])
+os.setgroups([])
+os.setresgid(*[{gid}] * 3)
+os.setresuid(*[{uid}] * 3)
+libc = ctypes.CDLL(None, use_errno=True)
+taken = libc.syscall(438, os.pidfd_open(pid), fd, 0)  # pidfd_getfd(2) on all machines but alpha
+print("taken" if taken >= 0 else os.strerror(ctypes.get_errno()))
+"""
+
+
+def as_nobody(script: str) -> list[str]:
+    return [sys.executable, "-c", script.format(uid=NOBODY.pw_uid, gid=NOBODY.pw_gid)]
+
+
+def test_another_process_of_its_user_cannot_take_its_descriptors() -> None:
+    """Dropping capabilities makes a process easier to trace, unless it stops being dumpable."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(as_nobody(SERVICE), **pipes) as service:  # type: ignore[call-overload]
+        fd = service.stdout.readline().strip()
+
+        def take() -> str:
+            taker = [*as_nobody(TAKER), str(service.pid), fd]
+            return subprocess.run(taker, capture_output=True, check=True, text=True).stdout.strip()
+
+        assert take() == "taken"  # else the refusal below says nothing
+        service.stdin.write("\n")
+        service.stdin.flush()
+        assert service.stdout.readline() == "given up\n"
+        assert take() == os.strerror(errno.EPERM)
+        service.communicate("\n")
+    assert service.returncode == 0
+
+
+def test_an_output_file_is_the_invoking_users_whoever_the_command_becomes(
+    bootstrap: Callable[..., Command], tmp_path: Path
+) -> None:
+    """A rule of sudoers(5) for this one command must not become the right to write any file."""
+    tmp_path.chmod(0o700)
+    path = tmp_path / "x"
+    environ = {**os.environ, **SUDO}
+    status, _, err = bootstrap("--run-as", "root", "-o", str(path), env=environ).end()
+    assert (status, err.count("\n")) == (74, 1)
+    assert "Permission denied" in err
+    assert not path.exists()
+
+
+def test_standard_output_can_be_named(bootstrap: Callable[..., Command]) -> None:
+    command = bootstrap("-o", "-")
+    command.wait_for_header()
+    assert command.end(signal.SIGTERM)[0] == 0
+
+
+def test_ids_that_are_none() -> None:
+    for number in ("4294967295", "4294967296", "9" * 5000):
+        for environ in ({**SUDO, "SUDO_UID": number}, {**SUDO, "SUDO_GID": number}):
+            with pytest.raises(SettingError, match="unset them"):
+                invoking_account(environ)
+        with pytest.raises(SettingError, match="there is no user"):
+            account(number)
+
+
+@pytest.mark.parametrize("arguments", [["-n", "1"], ["--check"]])
+def test_without_proc(arguments: list[str]) -> None:
+    script = 'umount -l /proc && exec "$0" -m pybootstrap "$@"'
+    command = ["unshare", "--mount", "sh", "-c", script, sys.executable, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + DEADLINE_S
+    while process.poll() is None:
+        assert time.monotonic() < end
+        run("/bin/true")
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert out
