@@ -119,6 +119,11 @@ def _trace(options: argparse.Namespace) -> int:
     return _report_losses(tracer.stats, options.strict)
 
 
+def _user(text: str) -> int | str:
+    """A number, or else a name; no id has more digits."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 10 else text
+
+
 def _make_tracer(options: argparse.Namespace) -> Tracer:
     from pybootstrap.tracer import Tracer
 
@@ -128,7 +133,7 @@ def _make_tracer(options: argparse.Namespace) -> Tracer:
         args=options.args or options.json,
         pids=options.pid,
         ppids=options.ppid,
-        users=[int(user) if user.isdecimal() else user for user in options.user],
+        users=[_user(text) for text in options.user],
         comms=options.comm,
         cgroups=options.cgroup,
         failed=options.failed,

@@ -23,7 +23,7 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from errno import EBADF, EINTR, ESHUTDOWN
 
 from pybootstrap._native import ffi, lib
@@ -124,6 +124,8 @@ def _user_id(user: int | str) -> int:
 
 
 def _comm(comm: str) -> bytes:
+    if not isinstance(comm, str) or "\0" in comm:
+        raise SettingError(f"comms must be names of commands, not {comm!r}")
     name = os.fsencode(comm)
     if len(name) >= lib.COMM_SIZE:
         raise SettingError(
@@ -140,18 +142,20 @@ def _new(ctype: str, values: dict[str, Any]) -> Any:
 def _open_cgroup(path: str) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SettingError(f"cannot open the cgroup {path!r}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SettingError(f"cannot open the cgroup {path!r}: {reason}") from None
 
 
-def _check_count(name: str, values: Sized) -> None:
-    if len(values) > lib.FILTER_SIZE:
-        raise SettingError(f"{name} takes at most {lib.FILTER_SIZE} values, not {len(values)}")
+def _cgroup(path: str | os.PathLike[str]) -> str:
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise SettingError(f"cgroups must be paths of directories, not {path!r}") from None
 
 
 def _fill(filters: Any, name: str, values: Sequence[int | bytes]) -> None:
     """Puts values into the array and the counter that struct filters has for them."""
-    _check_count(name + "s", values)
     setattr(filters, name + "s", len(values))
     setattr(filters, name, values)
 
@@ -251,12 +255,11 @@ class Tracer:
         )
         filters = self._settings.filters
         filters.failed = bool(failed)
-        _fill(filters, "pid", [_whole("pids", pid, 1, 2**31 - 1) for pid in pids])
-        _fill(filters, "ppid", [_whole("ppids", pid, 0, 2**31 - 1) for pid in ppids])
-        _fill(filters, "uid", [_user_id(user) for user in users])
-        _fill(filters, "comm", [_comm(comm) for comm in comms])
-        self._cgroups = [os.fspath(path) for path in cgroups]
-        _check_count("cgroups", self._cgroups)
+        _fill(filters, "pid", [_whole("pids", p, 1, 2**31 - 1) for p in _values("pids", pids)])
+        _fill(filters, "ppid", [_whole("ppids", p, 0, 2**31 - 1) for p in _values("ppids", ppids)])
+        _fill(filters, "uid", [_user_id(user) for user in _values("users", users)])
+        _fill(filters, "comm", [_comm(comm) for comm in _values("comms", comms)])
+        self._cgroups = [_cgroup(path) for path in _values("cgroups", cgroups)]
         self._queue: deque[Event] = deque()
         self._decoder = Decoder()
         self._buffer = ffi.NULL
@@ -569,7 +572,7 @@ class Tracer:
             if self._closing:  # a signal handler called close() during the read
                 self.close()
 
-    def _next_batch_or_signal(self, timeout: float | None) -> list[Event]:
+    def _next_batch_or_signal(self, timeout: float | None) -> None:
         """`_next_batch` for the main thread: leaves its wait to run Python's signal handlers."""
         before = -1
         try:

@@ -146,6 +146,19 @@ def test_cgroups() -> None:
         ({"pids": [0]}, "pids"),
         ({"pids": ["1"]}, "pids"),
         ({"pids": range(1, 66)}, "at most 64"),
+        ({"pids": 5}, r"pids takes a list of values, such as \[5\], not 5"),
+        ({"pids": "5"}, "pids takes a list"),
+        ({"ppids": b"5"}, "ppids takes a list"),
+        ({"users": "root"}, r"such as \['root'\], not 'root'"),
+        ({"comms": "true"}, "comms takes a list"),
+        ({"cgroups": "/sys/fs/cgroup"}, "cgroups takes a list"),
+        ({"cgroups": Path("/sys/fs/cgroup")}, "cgroups takes a list"),
+        ({"cgroups": [5]}, "paths of directories, not 5"),
+        ({"cgroups": ["/a\0b"]}, "null"),
+        ({"users": [1.5]}, "users"),
+        ({"users": ["9" * 5000]}, "there is no user"),
+        ({"comms": [5]}, "names of commands, not 5"),
+        ({"comms": ["a\0b"]}, "names of commands"),
         ({"users": ["no-such-user"]}, "no-such-user"),
         ({"users": [-1]}, "users"),
         ({"comms": ["sixteen-bytes-xx"]}, "'sixteen-bytes-x'"),
@@ -188,6 +201,12 @@ def test_a_filter_that_is_off_leaves_no_instruction() -> None:
     for settings in ({"pids": [1]}, {"ppids": [1]}, {"users": [0]}, {"comms": ["x"]}):
         assert translated_bytes(Tracer(args=False, **settings)) > plain
     assert translated_bytes(Tracer(args=False, failed=True)) < plain  # no exec is sent at all
+
+
+def test_a_user_with_too_many_digits_is_one_line(bootstrap: Callable[..., Command]) -> None:
+    status, out, err = bootstrap("-u", "9" * 5000).end()
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "there is no user" in err
 
 
 def test_the_options(bootstrap: Callable[..., Command]) -> None:
