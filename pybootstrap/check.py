@@ -9,6 +9,7 @@ asked. Nothing is loaded here.
 from __future__ import annotations
 
 import os
+import re
 from typing import NamedTuple
 
 BTF = "/sys/kernel/btf/vmlinux"
@@ -41,8 +42,13 @@ def surroundings() -> list[Check]:
 
 def kernel_version() -> tuple[int, ...]:
     """Major and minor version of the running kernel: `release` of uname(2)."""
-    major, minor = os.uname().release.split(".")[:2]
-    return int(major), int("".join(c for c in minor if c.isdigit()))
+    return version_of(os.uname().release)
+
+
+def version_of(release: str) -> tuple[int, ...]:
+    """Major and minor version in a release such as "6.18-rc1" or "7"; 0 for one that is missing."""
+    numbers = re.match(r"([0-9]*)\.?([0-9]*)", release)
+    return tuple(int(number or 0) for number in numbers.groups()) if numbers else (0, 0)
 
 
 def _kernel() -> Check:

@@ -69,7 +69,9 @@ def _run(options: argparse.Namespace) -> int:
         _forget_stdout()
         return _fail(f"cannot write the output: {error}", EX_IOERR)
     except errors.BootstrapError as error:
-        return _fail(error, _status_of(error))
+        unseen = getattr(error, "log", "") and not options.verbose
+        more = "; -v shows the whole log" if unseen else ""
+        return _fail(f"{error}{more}", _status_of(error))
     return 0
 
 
@@ -77,12 +79,12 @@ def _status_of(error: BootstrapError) -> int:
     from pybootstrap import errors
     from pybootstrap._parser import EX_USAGE
 
-    statuses = {
-        errors.SettingError: EX_USAGE,
-        errors.PrivilegeError: EX_NOPERM,
-        errors.UnsupportedKernelError: EX_UNAVAILABLE,
-    }
-    return statuses.get(type(error), EX_FAILURE)
+    statuses = (
+        (errors.SettingError, EX_USAGE),
+        (errors.PrivilegeError, EX_NOPERM),
+        (errors.UnsupportedKernelError, EX_UNAVAILABLE),
+    )
+    return next((status for kind, status in statuses if isinstance(error, kind)), EX_FAILURE)
 
 
 def _trace(options: argparse.Namespace) -> int:

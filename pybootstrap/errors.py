@@ -35,7 +35,7 @@ class LoadError(BootstrapError, RuntimeError):
 
 
 class SettingError(BootstrapError, ValueError):
-    """An argument has a value that makes no sense; nothing was loaded."""
+    """An argument has a value that makes no sense."""
 
 
 class StateError(BootstrapError, RuntimeError):
@@ -79,8 +79,7 @@ def start_error(code: int, step: str, log: str) -> BootstrapError:
         verdict = _last_line(log)
         error = LoadError(
             f"cannot {step} the BPF programs: {os.strerror(code)}"
-            + (f" ({verdict})" if verdict else "")
-            + "; -v shows the whole log",
+            + (f" ({verdict})" if verdict else ""),
             log,
         )
     if isinstance(error, OSError):

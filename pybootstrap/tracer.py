@@ -289,7 +289,8 @@ class Tracer:
         """Loads and attaches the BPF programs; from here on events are recorded. Returns self.
 
         Raises PrivilegeError (a PermissionError), UnsupportedKernelError (an OSError), LoadError (a
-        RuntimeError), or StateError when it was started before.
+        RuntimeError), SettingError for a path that is no cgroup, or StateError when it was started
+        before.
         """
         if self._shim or self._final_stats or self._pid:
             raise StateError("a Tracer can be started only once: make a new one")
@@ -580,7 +581,7 @@ class Tracer:
                 before = self._hook_signals()
             except ValueError:  # `threading` was imported elsewhere first, and takes that for main
                 self._hooked = False
-            return self._next_batch(timeout, before)
+            self._next_batch(timeout, before)
         finally:
             if self._hooked:
                 self._unhook_signals(before)

@@ -133,7 +133,7 @@ static bool kernel_is_at_least(unsigned int want_major, unsigned int want_minor)
 	unsigned int major = 0, minor = 0;
 	struct utsname name;
 
-	if (uname(&name) || sscanf(name.release, "%u.%u", &major, &minor) != 2)
+	if (uname(&name) || sscanf(name.release, "%u.%u", &major, &minor) < 1)
 		return false;
 	return major > want_major || (major == want_major && minor >= want_minor);
 }
