@@ -90,8 +90,15 @@ deps: ## Install the system packages that are missing (Debian, Ubuntu)
 	need python3-dev $(PYTHON) -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")'; \
 	$(INSTALL_MISSING)
 
-run: all ## Build and run the command, as root: make run ARGS='-d 10'
+# On a machine where nothing happens, a first run should show something too.
+run: all ## Build and run the command, as root: make run ARGS='-d 10'; without ARGS a demonstration
+ifeq ($(strip $(ARGS)),)
+	@echo "Six events of this machine, while this runs sleep and false. The plain command: ARGS='-d 10'"
+	@while kill -0 $$$$ 2>/dev/null; do sleep 0.1; /bin/false; done & \
+	$(AS_ROOT) $(VENV)/bin/bootstrap -n 6
+else
 	@$(AS_ROOT) $(VENV)/bin/bootstrap $(ARGS)
+endif
 
 test: all ## Run all tests, as root: make test ARGS='-k exec'
 	@$(AS_ROOT) env PYBOOTSTRAP_REQUIRE_KERNEL=1 $(PY) -m pytest -p no:cacheprovider $(ARGS)

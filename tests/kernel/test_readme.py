@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The Python snippets of README run as written, and print what happens."""
+"""The first command and the Python snippets of README run as written, and print what happens."""
 
 from __future__ import annotations
 
@@ -16,6 +16,21 @@ from tests.kernel.conftest import DEADLINE_S
 
 README = Path(__file__).parents[2] / "README.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_first_command_shows_events_where_nothing_else_happens() -> None:
+    """It takes them from commands of its own, which end with it."""
+    shown = subprocess.run(
+        ["make", "run", "ARGS="],
+        cwd=README.parent,
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=DEADLINE_S,
+    ).stdout
+    header = shown.index("TIME     EVENT")
+    assert len(shown[header:].splitlines()) == 7
+    assert "/bin/false" in shown[header:]
 
 
 def test_there_are_snippets() -> None:
