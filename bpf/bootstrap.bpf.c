@@ -25,39 +25,47 @@ const volatile struct filters filters = {}; /* which processes to report */
 unsigned long long untracked = 0; /* execs that found exec_start full */
 unsigned long long truncated = 0; /* records whose file name or arguments were cut or lost */
 
+/* ---- The process table ---- */
+
 /*
- * What a running process last executed, by tgid. A tgid can be used again while a stale entry is
- * here (the exit was not seen): the start time tells the two processes apart.
+ * What each running process last executed, by tgid. A tgid can be used again while a stale entry is
+ * here (the exit was skipped): then the exec in it is older than the process.
  */
-struct exec_state {
-	u64 start_boottime_ns;
-	u64 exec_boottime_ns;
-	struct text text;
-	u32 flags; /* as record.flags */
-	u32 text_map; /* which map keeps the text: see enum text_map */
-};
-
-enum text_map { TEXT_NOWHERE, TEXT_SHORT, TEXT_LONG };
-
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1); /* set from user space */
+	__uint(max_entries, 1); /* set from user space, as that of every map without a comment */
 	__type(key, u32);
-	__type(value, struct exec_state);
+	__type(value, u64); /* what last_exec() makes */
 } exec_start SEC(".maps");
 
+/* Where the text of a running process is kept. */
+enum text_map { TEXT_NOWHERE, TEXT_SHORT, TEXT_LONG, TEXT_MAPS = 4 };
+
+/* When a process last executed something (CLOCK_BOOTTIME) and where its text is, in one number. */
+static __always_inline u64 last_exec(u64 now, enum text_map text_map)
+{
+	return now * TEXT_MAPS + text_map;
+}
+
+/* ---- File names and arguments ---- */
+
 /*
- * File name and arguments of running processes, for their exit records. Allocated when needed: most
- * are short, few are long, and nobody knows how many there will be. Room is found by size, so that
- * neither takes more than it needs.
+ * The text of running processes, for their exit records. Allocated when needed: most are short, few
+ * are long, and nobody knows how many there will be.
  */
-enum { SHORT_FILENAME = 128, SHORT_ARGS = 384 };
+enum { SHORT_TEXT = 432 }; /* with all that the kernel adds to a hash map's entry 512 bytes */
 
 struct short_text {
-	char bytes[SHORT_FILENAME + SHORT_ARGS];
+	struct text size;
+	u32 flags; /* as record.flags */
+	u32 unused;
+	char bytes[SHORT_TEXT];
 };
 
 struct long_text {
+	struct text size; /* from here on as in struct short_text */
+	u32 flags;
+	u32 unused;
 	char bytes[TEXT_SIZE];
 };
 
@@ -77,8 +85,86 @@ struct {
 	__type(value, struct long_text);
 } exec_text_long SEC(".maps");
 
-/* What a new entry of these two is made from. */
-static const struct long_text no_text = {};
+/*
+ * Where an exec's text is captured: once, and copied from there to a map and to the ring. Each
+ * program has its own, because the kernel does not run one twice at a time on a CPU, but may run
+ * exec_again while handle_exec is preempted.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2); /* handle_exec, exec_again */
+	__type(key, u32);
+	__type(value, struct long_text);
+} captured SEC(".maps");
+
+/*
+ * A value that is known to be in bounds already. Clang knows it too and drops the comparison; the
+ * verifier, which has lost track by then, needs to see it.
+ */
+static __always_inline u32 at_most(u32 value, u32 limit)
+{
+	barrier_var(value);
+	return value > limit ? limit : value;
+}
+
+static __always_inline struct long_text *capture(u32 buffer, struct mm_struct *mm,
+						 struct linux_binprm *bprm)
+{
+	struct long_text *text = bpf_map_lookup_elem(&captured, &buffer);
+	u64 args_size = 0;
+	u32 flags = 0;
+	long n;
+
+	if (!text)
+		return NULL;
+	n = bpf_probe_read_kernel_str(text->bytes, FILENAME_SIZE, bprm->filename);
+	if (n <= 0) {
+		text->bytes[0] = '\0';
+		n = 1;
+	}
+	if (n == 1 || n == FILENAME_SIZE)
+		flags |= FILENAME_TRUNCATED;
+	n = at_most(n, FILENAME_SIZE);
+	if (capture_args) {
+		const void *args = (const void *)mm->arg_start; /* in the new program's memory */
+
+		args_size = mm->arg_end - mm->arg_start;
+		if (args_size > ARGS_SIZE) {
+			args_size = ARGS_SIZE;
+			flags |= ARGS_TRUNCATED;
+		}
+		if (bpf_probe_read_user(text->bytes + n, at_most(args_size, ARGS_SIZE), args)) {
+			args_size = 0;
+			flags |= ARGS_TRUNCATED;
+		}
+	}
+	text->size.filename_size = n;
+	text->size.args_size = args_size;
+	text->flags = flags;
+	return text;
+}
+
+static __always_inline enum text_map keep_text(u32 pid, struct long_text *text)
+{
+	if (text->size.filename_size + text->size.args_size > SHORT_TEXT) {
+		if (bpf_map_update_elem(&exec_text_long, &pid, text, BPF_ANY))
+			return TEXT_NOWHERE;
+		return TEXT_LONG;
+	}
+	if (bpf_map_update_elem(&exec_text, &pid, text, BPF_ANY))
+		return TEXT_NOWHERE;
+	return TEXT_SHORT;
+}
+
+/* Both structs start alike, so the text of either can be read through the result. */
+static __always_inline struct short_text *find_text(u32 pid, u32 text_map)
+{
+	if (text_map == TEXT_SHORT)
+		return bpf_map_lookup_elem(&exec_text, &pid);
+	if (text_map == TEXT_LONG)
+		return bpf_map_lookup_elem(&exec_text_long, &pid);
+	return NULL;
+}
 
 /* ---- Filters ---- */
 
@@ -162,128 +248,6 @@ static __noinline bool is_first(struct claim *claim)
 	return !bpf_map_update_elem(&claims, claim, &one, BPF_NOEXIST);
 }
 
-/* ---- Exec ---- */
-
-/* Where an exec's file name and arguments are, and how much of them there is to copy. */
-struct text_source {
-	const char *filename; /* kernel memory */
-	const void *args; /* memory of the new program */
-	struct text size;
-	u32 flags;
-};
-
-/*
- * The kernel keeps no length of a file name: a short one is measured, any other taken for long.
- * Not static, so the verifier looks at it once, and takes the result for any number.
- */
-__noinline u32 measure_filename(u64 filename)
-{
-	char scratch[256];
-	long size = bpf_probe_read_kernel_str(scratch, sizeof(scratch), (void *)filename);
-
-	return size > 0 && size < (long)sizeof(scratch) ? size : FILENAME_SIZE;
-}
-
-static __always_inline void find_text(struct text_source *src, struct mm_struct *mm,
-				      struct linux_binprm *bprm)
-{
-	u64 args_size;
-
-	/* Read as a plain number, which measure_filename() takes. */
-	bpf_probe_read_kernel(&src->filename, sizeof(src->filename), &bprm->filename);
-	src->args = NULL;
-	src->size.filename_size = measure_filename((u64)src->filename);
-	src->size.args_size = 0;
-	src->flags = 0;
-
-	if (!capture_args)
-		return;
-	src->args = (const void *)mm->arg_start;
-	args_size = mm->arg_end - mm->arg_start;
-	if (args_size > ARGS_SIZE) {
-		args_size = ARGS_SIZE;
-		src->flags |= ARGS_TRUNCATED;
-	}
-	src->size.args_size = args_size;
-}
-
-/*
- * A value that is known to be in bounds already. Clang knows it too and drops the comparison; the
- * verifier, which has lost track by then, needs to see it.
- */
-static __always_inline u32 at_most(u32 value, u32 limit)
-{
-	barrier_var(value);
-	return value > limit ? limit : value;
-}
-
-/*
- * Copies the text to dst, which holds max_filename + max_args bytes, both constants: the verifier
- * adds up the largest values of both sizes. Returns what was copied.
- */
-static __always_inline struct text copy_text(char *dst, struct text_source *src, u32 max_filename,
-					     u32 max_args)
-{
-	struct text size = {};
-	u32 args_size = src->size.args_size;
-	long n;
-
-	n = bpf_probe_read_kernel_str(dst, max_filename, src->filename);
-	if (n <= 0) {
-		dst[0] = '\0';
-		n = 1;
-	}
-	if (n == 1 || n == FILENAME_SIZE)
-		src->flags |= FILENAME_TRUNCATED;
-	size.filename_size = n = at_most(n, max_filename);
-	if (!capture_args || !args_size)
-		return size;
-	if (args_size > max_args)
-		src->flags |= ARGS_TRUNCATED;
-	args_size = at_most(args_size, max_args);
-	if (bpf_probe_read_user(dst + n, args_size, src->args))
-		src->flags |= ARGS_TRUNCATED;
-	else
-		size.args_size = args_size;
-	return size;
-}
-
-/*
- * Keeps what the process executes, for its exit. Room for text is found by size. Not inlined, so
- * that the verifier need not follow each of its ends through all that comes after it.
- */
-static __noinline void remember(u32 pid, u64 start_boottime_ns, u64 now, struct text_source *src)
-{
-	struct exec_state state = {
-		.start_boottime_ns = start_boottime_ns,
-		.exec_boottime_ns = now,
-	};
-	struct short_text *kept;
-	struct long_text *kept_long;
-
-	if (capture_args && src->size.filename_size <= SHORT_FILENAME &&
-	    src->size.args_size <= SHORT_ARGS) {
-		bpf_map_update_elem(&exec_text, &pid, &no_text, BPF_ANY);
-		kept = bpf_map_lookup_elem(&exec_text, &pid);
-		if (kept) {
-			state.text = copy_text(kept->bytes, src, SHORT_FILENAME, SHORT_ARGS);
-			state.text_map = TEXT_SHORT;
-		}
-	} else if (capture_args) {
-		bpf_map_update_elem(&exec_text_long, &pid, &no_text, BPF_ANY);
-		kept_long = bpf_map_lookup_elem(&exec_text_long, &pid);
-		if (kept_long) {
-			state.text = copy_text(kept_long->bytes, src, FILENAME_SIZE, ARGS_SIZE);
-			state.text_map = TEXT_LONG;
-		}
-	}
-	state.flags = src->flags;
-	if (capture_args && state.text_map == TEXT_NOWHERE)
-		state.flags |= TEXT_MISSING;
-	if (bpf_map_update_elem(&exec_start, &pid, &state, BPF_ANY))
-		__sync_fetch_and_add(&untracked, 1);
-}
-
 /* ---- Records ---- */
 
 static __always_inline void submit(struct record *r, u32 head_size, struct text size, u16 kind,
@@ -334,63 +298,83 @@ static __always_inline void find_process(struct process *p, struct task_struct *
 	bpf_probe_read_kernel_str(p->comm, sizeof(p->comm), leader->comm);
 }
 
-static __always_inline void send_exec(struct exec_record *e, struct process *p, u64 now,
-				      struct text_source *src, u32 max_filename, u32 max_args)
+/* The size of a reservation must be a constant: one of a few, so that a small event is small. */
+static __always_inline void *reserve(u32 head_size, u32 text_size, u32 *room)
 {
+	if (text_size <= 64)
+		return ring_reserve(head_size + (*room = 64));
+	if (text_size <= 128)
+		return ring_reserve(head_size + (*room = 128));
+	if (text_size <= 256)
+		return ring_reserve(head_size + (*room = 256));
+	if (text_size <= 512)
+		return ring_reserve(head_size + (*room = 512));
+	if (text_size <= 2048)
+		return ring_reserve(head_size + (*room = 2048));
+	return ring_reserve(head_size + (*room = TEXT_SIZE));
+}
+
+/* ---- Exec ---- */
+
+/*
+ * Notes what the process executes, for its exit. Not inlined, so that the verifier need not follow
+ * each of its ends through all that comes after it.
+ */
+static __noinline void remember(u32 pid, u64 now, struct long_text *text)
+{
+	u64 last = last_exec(now, capture_args && text ? keep_text(pid, text) : TEXT_NOWHERE);
+
+	if (bpf_map_update_elem(&exec_start, &pid, &last, BPF_ANY))
+		__sync_fetch_and_add(&untracked, 1);
+}
+
+static __always_inline void send_exec(struct process *p, struct long_text *text, u64 now)
+{
+	u32 text_size = text->size.filename_size + text->size.args_size;
+	u32 room;
+	struct exec_record *e = reserve(sizeof(*e), text_size, &room);
+
 	if (!e)
 		return;
 	e->process = *p;
-	e->text = copy_text(e->tail, src, max_filename, max_args);
-	submit(&e->record, sizeof(*e), e->text, RECORD_EXEC, src->flags, now);
+	e->text = text->size;
+	bpf_probe_read_kernel(e->tail, at_most(text_size, room), text->bytes);
+	submit(&e->record, sizeof(*e), e->text, RECORD_EXEC, text->flags, now);
 }
 
-static __always_inline void on_exec(u64 *ctx)
+/* buffer: which entry of captured is this program's. */
+static __always_inline int on_exec(u64 *ctx, u32 buffer)
 {
-	struct task_struct *task = (void *)ctx[0];
+	struct task_struct *task = (void *)ctx[0]; /* the one thread that is left: the leader */
 	struct linux_binprm *bprm = (void *)ctx[2];
 	u64 now = bpf_ktime_get_boot_ns();
-	const bool send = !min_duration_ns && !filters.failed;
-	struct claim claim = {.exec_id = task->self_exec_id};
-	struct text_source src;
+	bool wanted = !min_duration_ns && !filters.failed;
+	struct claim claim = {
+		.start_boottime_ns = task->start_boottime,
+		.pid = task->tgid,
+		.exec_id = task->self_exec_id,
+	};
+	struct long_text *text = NULL;
 	struct process p;
-	u32 filename_size, args_size;
 
-	/* The one thread that is left after an exec is the leader. */
-	if (send) {
-		find_process(&p, task, task->signal);
-	} else {
-		p.pid = task->tgid;
-		p.start_boottime_ns = task->start_boottime;
-	}
-	claim.start_boottime_ns = p.start_boottime_ns;
-	claim.pid = p.pid;
 	if (runs_twice && !is_first(&claim))
-		return;
-	find_text(&src, task->mm, bprm);
-	remember(p.pid, p.start_boottime_ns, now, &src);
-	if (!send || !is_wanted(&p))
-		return;
-
-	/* The size of a reservation must be a constant: one of a few, so that a small event is small. */
-	filename_size = src.size.filename_size;
-	args_size = src.size.args_size;
-	if (filename_size <= 64 && args_size <= 64)
-		send_exec(ring_reserve(sizeof(struct exec_record) + 128), &p, now, &src, 64, 64);
-	else if (filename_size <= 128 && args_size <= 384)
-		send_exec(ring_reserve(sizeof(struct exec_record) + 512), &p, now, &src, 128, 384);
-	else if (filename_size <= 256 && args_size <= 1792)
-		send_exec(ring_reserve(sizeof(struct exec_record) + 2048), &p, now, &src, 256,
-			  1792);
-	else
-		send_exec(ring_reserve(sizeof(struct exec_record) + TEXT_SIZE), &p, now, &src,
-			  FILENAME_SIZE, ARGS_SIZE);
+		return 0;
+	if (wanted) {
+		find_process(&p, task, task->signal);
+		wanted = is_wanted(&p);
+	}
+	if (wanted || capture_args)
+		text = capture(buffer, task->mm, bprm);
+	remember(claim.pid, now, text);
+	if (wanted && text)
+		send_exec(&p, text, now);
+	return 0;
 }
 
 SEC("tp_btf/sched_process_exec")
 int handle_exec(u64 *ctx)
 {
-	on_exec(ctx);
-	return 0;
+	return on_exec(ctx, 0);
 }
 
 /* ---- Exit ---- */
@@ -552,84 +536,60 @@ static __always_inline u32 add_up_usage(struct usage *u, struct task_struct *lea
 	return walk.flags;
 }
 
-/* What an exit record says beyond who the process is. */
-struct end {
-	u64 duration_ns;
-	struct usage usage;
-	struct text size;
-	u32 text_map;
-	u32 status;
-	u32 flags;
-};
-
-/* Not inlined, and keeping no pointer, so that its ends look alike to the verifier. */
-static __noinline void recall(struct end *end, u32 pid, u64 start_boottime_ns, u64 now)
+/* What last_exec() made for this process, or 0. Not static, so the verifier looks at it once. */
+__noinline u64 recall(u32 pid)
 {
-	struct exec_state *state = bpf_map_lookup_elem(&exec_start, &pid);
-	u64 since = start_boottime_ns;
+	u64 *last = bpf_map_lookup_elem(&exec_start, &pid);
 
-	if (state && state->start_boottime_ns == start_boottime_ns) {
-		since = state->exec_boottime_ns;
-		end->flags = state->flags | DURATION_SINCE_EXEC;
-		end->text_map = state->text_map;
-		end->size = state->text;
-	}
-	end->duration_ns = now > since ? now - since : 0;
-}
-
-static __always_inline void send_exit(struct exit_record *e, struct process *p, u64 now,
-				      struct end *end, const char *text, u32 max_text)
-{
-	u32 text_size = end->size.filename_size + end->size.args_size;
-
-	if (!e)
-		return;
-	e->process = *p;
-	e->text = end->size;
-	e->duration_ns = end->duration_ns;
-	e->usage = end->usage;
-	e->status = end->status;
-	e->unused = 0;
-	bpf_probe_read_kernel(e->tail, at_most(text_size, max_text), text);
-	submit(&e->record, sizeof(*e), e->text, RECORD_EXIT, end->flags, now);
+	return last ? *last : 0;
 }
 
 static __always_inline void report_exit(struct task_struct *leader, struct signal_struct *signal,
-					u64 now, bool old)
+					u64 last, u64 now, bool old)
 {
-	u32 pid = leader->tgid;
-	struct end end = {};
+	u64 start = leader->start_boottime, exec = last / TEXT_MAPS;
+	u64 since = exec > start ? exec : start, duration_ns = now > since ? now - since : 0;
+	u32 status, flags, text_size = 0, room = 0;
+	struct short_text *text = NULL;
+	struct exit_record *e;
+	struct usage usage;
 	struct process p;
-	char *text = NULL;
-	u32 text_size;
 
-	recall(&end, pid, leader->start_boottime, now);
-	if (min_duration_ns && end.duration_ns < min_duration_ns)
+	/* Without a branch: the verifier would follow all of the rest once for each value. */
+	flags = ((start - 1 - exec) >> 63) * DURATION_SINCE_EXEC;
+	if (min_duration_ns && duration_ns < min_duration_ns)
 		return;
-	end.status = wait_status(leader, signal);
-	if (filters.failed && !end.status)
+	status = wait_status(leader, signal);
+	if (filters.failed && !status)
 		return;
 	find_process(&p, leader, signal);
 	if (!is_wanted(&p))
 		return;
-	end.flags |= add_up_usage(&end.usage, leader, signal, old);
+	flags |= add_up_usage(&usage, leader, signal, old);
 
-	if (capture_args && end.text_map == TEXT_SHORT)
-		text = bpf_map_lookup_elem(&exec_text, &pid);
-	else if (capture_args && end.text_map == TEXT_LONG)
-		text = bpf_map_lookup_elem(&exec_text_long, &pid);
-	text_size = end.size.filename_size + end.size.args_size;
-	if (!text) {
-		end.size.filename_size = end.size.args_size = 0;
-		send_exit(ring_reserve(sizeof(struct exit_record)), &p, now, &end, text, 0);
-	} else if (text_size <= 128) {
-		send_exit(ring_reserve(sizeof(struct exit_record) + 128), &p, now, &end, text, 128);
-	} else if (text_size <= 512) {
-		send_exit(ring_reserve(sizeof(struct exit_record) + 512), &p, now, &end, text, 512);
-	} else {
-		send_exit(ring_reserve(sizeof(struct exit_record) + TEXT_SIZE), &p, now, &end, text,
-			  TEXT_SIZE);
+	if (capture_args && flags & DURATION_SINCE_EXEC) {
+		text = find_text(p.pid, last % TEXT_MAPS);
+		flags |= text ? text->flags : TEXT_MISSING;
 	}
+	if (text) {
+		text_size = text->size.filename_size + text->size.args_size;
+		e = reserve(sizeof(*e), text_size, &room);
+	} else {
+		e = ring_reserve(sizeof(*e));
+	}
+	if (!e)
+		return;
+	e->process = p;
+	e->text.filename_size = e->text.args_size = 0;
+	e->duration_ns = duration_ns;
+	e->usage = usage;
+	e->status = status;
+	e->unused = 0;
+	if (text) {
+		e->text = text->size;
+		bpf_probe_read_kernel(e->tail, at_most(text_size, room), text->bytes);
+	}
+	submit(&e->record, sizeof(*e), e->text, RECORD_EXIT, flags, now);
 }
 
 static __always_inline int on_exit(u64 *ctx, bool old)
@@ -638,10 +598,13 @@ static __always_inline int on_exit(u64 *ctx, bool old)
 	struct task_struct *leader = task->group_leader;
 	struct signal_struct *signal = task->signal;
 	u32 pid = task->tgid;
+	u64 now, last;
 
 	if (!is_last_thread(ctx, leader, signal))
 		return 0;
-	report_exit(leader, signal, bpf_ktime_get_boot_ns(), old);
+	now = bpf_ktime_get_boot_ns();
+	last = recall(pid);
+	report_exit(leader, signal, last, now, old);
 	bpf_map_delete_elem(&exec_start, &pid);
 	if (capture_args) {
 		bpf_map_delete_elem(&exec_text, &pid);
@@ -660,8 +623,7 @@ int handle_exit(u64 *ctx)
 SEC("tp_btf/sched_process_exec")
 int exec_again(u64 *ctx)
 {
-	on_exec(ctx);
-	return 0;
+	return on_exec(ctx, 1);
 }
 
 SEC("tp_btf/sched_process_exit")

@@ -165,6 +165,7 @@ static int apply_settings(struct shim *s)
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_start, o->max_processes);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text, short_texts);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_long, long_texts);
+	err = err ?: bpf_map__set_max_entries(skeleton->maps.captured, twice ? 2 : 1);
 	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exit, has_bpf_loop());
 	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exit_old, !has_bpf_loop());
 	err = err ?: bpf_program__set_autoload(skeleton->progs.exec_again, twice);

@@ -36,6 +36,7 @@ MAPS = frozenset(
         "rb",
         "exec_text",
         "exec_text_long",
+        "captured",
         "exit_claims",
         "exit_meetings",
         "bootstra.rodata",
