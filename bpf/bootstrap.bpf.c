@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 /*
  * Two programs: handle_exec sees every successful execve, handle_exit every end of a process. The
- * others are the same for kernels that need it otherwise: handle_exit_old, exec_again, exit_again.
+ * others are the same for kernels that need it otherwise: handle_exec_old, handle_exit_old,
+ * exec_again, exit_again.
  *
  * All are attached to BTF-enabled raw tracepoints, so their arguments are typed kernel pointers
  * that can be followed like any C pointer; the verifier makes a read of a bad one yield 0.
@@ -28,15 +29,44 @@ unsigned long long truncated = 0; /* records whose file name or arguments were c
 /* ---- The process table ---- */
 
 /*
- * What each running process last executed, by tgid. A tgid can be used again while a stale entry is
- * here (the exit was skipped): then the exec in it is older than the process.
+ * What each running process last executed, by tgid.
+ *
+ * exec_start is an array. A process has the slot at its tgid modulo the number of slots if that was
+ * free at its exec; the few that find it taken are in the hash map exec_start_more. A slot costs one
+ * cache line, which a process started just before has touched already, and no lock. An update of a
+ * hash map, its bucket and entry and code no longer in the caches, was the largest part of
+ * handle_exec.
+ *
+ * - Only a compare-and-swap from 0 takes a slot, and only its owner's exit sets it back to 0, so no
+ *   two processes can have the same one.
+ * - A process is in one of the two maps, because it looks for itself in both before it is added.
+ * - slot->others counts the processes of that slot in exec_start_more. While it is 0 nobody needs to
+ *   look there; a process that is there has counted itself.
+ *
+ * A tgid can be used again while a stale entry is here (the exit was skipped): then the exec in it
+ * is older than the process.
  */
+struct slot {
+	u32 pid; /* the tgid of its owner, or 0 */
+	u32 others;
+	u64 last_exec; /* of its owner: what last_exec() makes */
+};
+
+const volatile unsigned int slots = 1; /* entries of exec_start; a power of two */
+
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1); /* set from user space, as that of every map without a comment */
 	__type(key, u32);
-	__type(value, u64); /* what last_exec() makes */
+	__type(value, struct slot);
 } exec_start SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u64); /* as slot.last_exec */
+} exec_start_more SEC(".maps");
 
 /* Where the text of a running process is kept. */
 enum text_map { TEXT_NOWHERE, TEXT_SHORT, TEXT_LONG, TEXT_MAPS = 4 };
@@ -45,6 +75,38 @@ enum text_map { TEXT_NOWHERE, TEXT_SHORT, TEXT_LONG, TEXT_MAPS = 4 };
 static __always_inline u64 last_exec(u64 now, enum text_map text_map)
 {
 	return now * TEXT_MAPS + text_map;
+}
+
+static __always_inline struct slot *slot_of(u32 pid)
+{
+	u32 i = pid & (slots - 1);
+
+	return bpf_map_lookup_elem(&exec_start, &i);
+}
+
+static __always_inline u64 *find_last_exec(struct slot *slot, u32 pid)
+{
+	if (slot->pid == pid)
+		return &slot->last_exec;
+	return slot->others ? bpf_map_lookup_elem(&exec_start_more, &pid) : NULL;
+}
+
+/*
+ * NULL when the table is full. A new slot still has what its last owner left, which names no entry of
+ * this process. Kernels before 5.12 lack the compare-and-swap (old).
+ */
+static __always_inline u64 *add_last_exec(struct slot *slot, u32 pid, bool old)
+{
+	u64 none = 0;
+
+	if (!old && !slot->pid && !__sync_val_compare_and_swap(&slot->pid, 0, pid))
+		return &slot->last_exec;
+	if (bpf_map_update_elem(&exec_start_more, &pid, &none, BPF_ANY)) {
+		__sync_fetch_and_add(&untracked, 1);
+		return NULL;
+	}
+	__sync_fetch_and_add(&slot->others, 1);
+	return bpf_map_lookup_elem(&exec_start_more, &pid);
 }
 
 /* ---- File names and arguments ---- */
@@ -92,7 +154,7 @@ struct {
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 2); /* handle_exec, exec_again */
+	__uint(max_entries, 2); /* handle_exec or handle_exec_old, exec_again */
 	__type(key, u32);
 	__type(value, struct long_text);
 } captured SEC(".maps");
@@ -164,6 +226,14 @@ static __always_inline struct short_text *find_text(u32 pid, u32 text_map)
 	if (text_map == TEXT_LONG)
 		return bpf_map_lookup_elem(&exec_text_long, &pid);
 	return NULL;
+}
+
+static __always_inline void forget_text(u32 pid, u32 text_map)
+{
+	if (text_map == TEXT_SHORT)
+		bpf_map_delete_elem(&exec_text, &pid);
+	if (text_map == TEXT_LONG)
+		bpf_map_delete_elem(&exec_text_long, &pid);
 }
 
 /* ---- Filters ---- */
@@ -316,16 +386,40 @@ static __always_inline void *reserve(u32 head_size, u32 text_size, u32 *room)
 
 /* ---- Exec ---- */
 
+/* Notes what the process executes, for its exit. */
+static __always_inline void note_exec(u32 pid, u64 now, struct long_text *text, bool old)
+{
+	enum text_map text_map = TEXT_NOWHERE;
+	struct slot *slot = slot_of(pid);
+	u64 *last;
+
+	if (!slot)
+		return;
+	last = find_last_exec(slot, pid);
+	if (!last)
+		last = add_last_exec(slot, pid, old);
+	if (!last)
+		return;
+	if (capture_args && text) {
+		text_map = keep_text(pid, text);
+		if (text_map != *last % TEXT_MAPS)
+			forget_text(pid, *last % TEXT_MAPS);
+	}
+	*last = last_exec(now, text_map);
+}
+
 /*
- * Notes what the process executes, for its exit. Not inlined, so that the verifier need not follow
- * each of its ends through all that comes after it.
+ * Not inlined, so that the verifier need not follow each of its ends through all that comes after
+ * it; and two functions, because an old verifier must not even see the compare-and-swap.
  */
 static __noinline void remember(u32 pid, u64 now, struct long_text *text)
 {
-	u64 last = last_exec(now, capture_args && text ? keep_text(pid, text) : TEXT_NOWHERE);
+	note_exec(pid, now, text, false);
+}
 
-	if (bpf_map_update_elem(&exec_start, &pid, &last, BPF_ANY))
-		__sync_fetch_and_add(&untracked, 1);
+static __noinline void remember_old(u32 pid, u64 now, struct long_text *text)
+{
+	note_exec(pid, now, text, true);
 }
 
 static __always_inline void send_exec(struct process *p, struct long_text *text, u64 now)
@@ -343,7 +437,7 @@ static __always_inline void send_exec(struct process *p, struct long_text *text,
 }
 
 /* buffer: which entry of captured is this program's. */
-static __always_inline int on_exec(u64 *ctx, u32 buffer)
+static __always_inline int on_exec(u64 *ctx, u32 buffer, bool old)
 {
 	struct task_struct *task = (void *)ctx[0]; /* the one thread that is left: the leader */
 	struct linux_binprm *bprm = (void *)ctx[2];
@@ -365,7 +459,10 @@ static __always_inline int on_exec(u64 *ctx, u32 buffer)
 	}
 	if (wanted || capture_args)
 		text = capture(buffer, task->mm, bprm);
-	remember(claim.pid, now, text);
+	if (old)
+		remember_old(claim.pid, now, text);
+	else
+		remember(claim.pid, now, text);
 	if (wanted && text)
 		send_exec(&p, text, now);
 	return 0;
@@ -374,7 +471,7 @@ static __always_inline int on_exec(u64 *ctx, u32 buffer)
 SEC("tp_btf/sched_process_exec")
 int handle_exec(u64 *ctx)
 {
-	return on_exec(ctx, 0);
+	return on_exec(ctx, 0, false);
 }
 
 /* ---- Exit ---- */
@@ -536,12 +633,32 @@ static __always_inline u32 add_up_usage(struct usage *u, struct task_struct *lea
 	return walk.flags;
 }
 
-/* What last_exec() made for this process, or 0. Not static, so the verifier looks at it once. */
+/*
+ * What last_exec() made for this process, or 0. This and forget() are not static, so the verifier
+ * looks at them once, and takes the result for any number.
+ */
 __noinline u64 recall(u32 pid)
 {
-	u64 *last = bpf_map_lookup_elem(&exec_start, &pid);
+	struct slot *slot = slot_of(pid);
+	u64 *last = slot ? find_last_exec(slot, pid) : NULL;
 
 	return last ? *last : 0;
+}
+
+/* The last step, because from here on the slot and its text can be another's. */
+__noinline int forget(u32 pid, u32 text_map)
+{
+	struct slot *slot = slot_of(pid);
+
+	if (capture_args)
+		forget_text(pid, text_map);
+	if (!slot)
+		return 0;
+	if (slot->pid == pid)
+		slot->pid = 0;
+	else if (slot->others && !bpf_map_delete_elem(&exec_start_more, &pid))
+		__sync_fetch_and_add(&slot->others, -1);
+	return 0;
 }
 
 static __always_inline void report_exit(struct task_struct *leader, struct signal_struct *signal,
@@ -605,11 +722,7 @@ static __always_inline int on_exit(u64 *ctx, bool old)
 	now = bpf_ktime_get_boot_ns();
 	last = recall(pid);
 	report_exit(leader, signal, last, now, old);
-	bpf_map_delete_elem(&exec_start, &pid);
-	if (capture_args) {
-		bpf_map_delete_elem(&exec_text, &pid);
-		bpf_map_delete_elem(&exec_text_long, &pid);
-	}
+	forget(pid, last % TEXT_MAPS);
 	return 0;
 }
 
@@ -623,7 +736,7 @@ int handle_exit(u64 *ctx)
 SEC("tp_btf/sched_process_exec")
 int exec_again(u64 *ctx)
 {
-	return on_exec(ctx, 1);
+	return on_exec(ctx, 1, false);
 }
 
 SEC("tp_btf/sched_process_exit")
@@ -632,7 +745,16 @@ int exit_again(u64 *ctx)
 	return on_exit(ctx, false);
 }
 
-/* For kernels before 5.17, which lack bpf_loop(); user space loads one of the two. */
+/*
+ * For kernels before 5.17, which lack bpf_loop(), and before 5.12 the compare-and-swap; user space
+ * loads these two or the first two.
+ */
+SEC("tp_btf/sched_process_exec")
+int handle_exec_old(u64 *ctx)
+{
+	return on_exec(ctx, 0, true);
+}
+
 SEC("tp_btf/sched_process_exit")
 int handle_exit_old(u64 *ctx)
 {

@@ -138,10 +138,20 @@ static bool kernel_is_at_least(unsigned int want_major, unsigned int want_minor)
 	return major > want_major || (major == want_major && minor >= want_minor);
 }
 
-/* By version: a kernel that got bpf_loop() earlier runs the other program just as well. */
+/* By version: a kernel that got bpf_loop() earlier runs the other programs just as well. */
 static bool has_bpf_loop(void)
 {
 	return kernel_is_at_least(5, 17);
+}
+
+/* How many processes have a slot in the array of the process table: half of those it is made for. */
+static unsigned int count_slots(const struct shim_settings *o)
+{
+	unsigned int slots = 1;
+
+	while (slots <= o->max_processes / 4)
+		slots *= 2;
+	return slots;
 }
 
 static int apply_settings(struct shim *s)
@@ -154,6 +164,8 @@ static int apply_settings(struct shim *s)
 	unsigned int short_texts = texts < 1 << 22 ? texts : 1 << 22;
 	/* And whoever runs programs with long arguments shall not fill more than 50 MB. */
 	unsigned int long_texts = texts < 4096 ? texts : 4096;
+	unsigned int slots = count_slots(o);
+	const bool old = !has_bpf_loop();
 	int err;
 
 	skeleton->rodata->min_duration_ns = o->min_duration_ns;
@@ -161,13 +173,17 @@ static int apply_settings(struct shim *s)
 	skeleton->rodata->capture_args = o->capture_args;
 	skeleton->rodata->filters = o->filters;
 	skeleton->rodata->runs_twice = twice;
+	skeleton->rodata->slots = slots;
 	err = bpf_map__set_max_entries(skeleton->maps.rb, o->ring_size);
-	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_start, o->max_processes);
+	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_start, slots);
+	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_start_more, o->max_processes);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text, short_texts);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_long, long_texts);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.captured, twice ? 2 : 1);
-	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exit, has_bpf_loop());
-	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exit_old, !has_bpf_loop());
+	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exec, !old);
+	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exec_old, old);
+	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exit, !old);
+	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exit_old, old);
 	err = err ?: bpf_program__set_autoload(skeleton->progs.exec_again, twice);
 	err = err ?: bpf_program__set_autoload(skeleton->progs.exit_again, twice);
 	return err;
@@ -213,15 +229,16 @@ static void count(struct shim *s, struct shim_stats *stats)
 {
 	const struct bootstrap_bpf__bss *bss = s->skeleton->bss;
 	const __typeof__(s->skeleton->progs) *progs = &s->skeleton->progs;
+	const bool old = !has_bpf_loop();
 
 	stats->received = s->received;
 	stats->produced = counter(&bss->produced);
 	stats->lost = counter(&bss->lost);
 	stats->untracked = counter(&bss->untracked);
 	stats->truncated = counter(&bss->truncated);
-	stats->missed = missed(progs->handle_exec, progs->exec_again) +
-			missed(has_bpf_loop() ? progs->handle_exit : progs->handle_exit_old,
-			       progs->exit_again);
+	stats->missed =
+		missed(old ? progs->handle_exec_old : progs->handle_exec, progs->exec_again) +
+		missed(old ? progs->handle_exit_old : progs->handle_exit, progs->exit_again);
 	/* After dropping privileges the query may fail: then the last known value stands. */
 	s->missed = stats->missed > s->missed ? stats->missed : s->missed;
 	stats->missed = s->missed;

@@ -25,14 +25,14 @@ import pytest
 
 from pybootstrap import Event, StateError, Tracer
 from tests.kernel.conftest import DEADLINE_S, Command, collect, exits, run, until_exit
-from tests.kernel.test_cli import all_fdinfo
+from tests.kernel.test_cli import PROGRAMS, all_fdinfo
 
 Start = Callable[..., Command]
 
-PROGRAMS = ("handle_exec", "handle_exit", "handle_exit_old")
 MAPS = frozenset(
     [
         "exec_start",
+        "exec_start_more",
         "rb",
         "exec_text",
         "exec_text_long",
@@ -47,9 +47,9 @@ MAPS = frozenset(
 IDS = re.compile(r"^(prog|map|link)_id:\t(\d+)$", re.MULTILINE)
 
 
-def bpftool(what: str) -> list[dict[str, Any]]:
+def bpftool(*words: str) -> list[dict[str, Any]]:
     listing = subprocess.run(
-        ["bpftool", "--json", what, "list"],
+        ["bpftool", "--json", *words],
         env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"},
         capture_output=True,
         check=True,
@@ -76,10 +76,10 @@ def held_by(pid: int) -> set[tuple[str, str]]:
 
 def left_in_kernel() -> list[tuple[str, int]]:
     """Programs, maps and links of ours that no process holds."""
-    programs = {p["id"] for p in bpftool("prog") if p.get("name") in PROGRAMS}
+    programs = {p["id"] for p in bpftool("prog", "list") if p.get("name") in PROGRAMS}
     ours = [("prog", number) for number in programs]
-    ours += [("map", m["id"]) for m in bpftool("map") if m.get("name") in MAPS]
-    ours += [("link", k["id"]) for k in bpftool("link") if k.get("prog_id") in programs]
+    ours += [("map", m["id"]) for m in bpftool("map", "list") if m.get("name") in MAPS]
+    ours += [("link", k["id"]) for k in bpftool("link", "list") if k.get("prog_id") in programs]
     held = held_by_somebody()
     return [(kind, number) for kind, number in ours if (kind, str(number)) not in held]
 
@@ -96,9 +96,9 @@ def test_what_is_ours_is_found_in_the_kernel() -> None:
     """Else the other tests would find nothing for the wrong reason."""
     with Tracer():
         mine = held_by(os.getpid())
-        programs = {p["id"] for p in bpftool("prog") if p.get("name") in PROGRAMS}
-        maps = {m["id"] for m in bpftool("map") if m.get("name") in MAPS}
-        links = {k["id"] for k in bpftool("link") if k.get("prog_id") in programs}
+        programs = {p["id"] for p in bpftool("prog", "list") if p.get("name") in PROGRAMS}
+        maps = {m["id"] for m in bpftool("map", "list") if m.get("name") in MAPS}
+        links = {k["id"] for k in bpftool("link", "list") if k.get("prog_id") in programs}
         assert len({n for kind, n in mine if kind == "prog" and int(n) in programs}) == 2
         assert len({n for kind, n in mine if kind == "map" and int(n) in maps}) >= 3
         assert len({n for kind, n in mine if kind == "link" and int(n) in links}) == 2

@@ -22,7 +22,10 @@ from pybootstrap.render import HEADER
 from tests.kernel.conftest import DEADLINE_S, Command, run
 
 Start = Callable[..., Command]
-PROGRAMS = ("handle_exec", "handle_exit", "handle_exit_old", "exec_again", "exit_again")
+PROGRAMS = (
+    *("handle_exec", "handle_exec_old", "exec_again"),
+    *("handle_exit", "handle_exit_old", "exit_again"),
+)
 LINE = re.compile(
     r"(?P<time>\d\d:\d\d:\d\d) (?P<event>EXEC |EXIT ) (?P<comm>.{16}) "
     r"(?P<pid>\d+ *) (?P<ppid>\d+ *) (?P<detail>.+)"

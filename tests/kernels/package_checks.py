@@ -145,14 +145,14 @@ def program_names(ids: set[int]) -> list[str]:
     return sorted(one.get("name", "") for one in json.loads(done.stdout) if one["id"] in ids)
 
 
-def check_exit_program() -> str:
-    """Of the two programs for exits, the kernel runs the one that is meant for it."""
+def check_programs() -> str:
+    """The kernel runs the programs that are meant for it."""
     with Tracer():
         names = program_names(program_ids(os.getpid()))
     major, minor = (int(number) for number in os.uname().release.split(".")[:2])
-    expected = "handle_exit" if (major, minor) >= (5, 17) else "handle_exit_old"
+    old = "" if (major, minor) >= (5, 17) else "_old"
     handlers = [name for name in names if name.startswith("handle_")]
-    require(handlers == ["handle_exec", expected], f"loaded are {names}")
+    require(handlers == [f"handle_exec{old}", f"handle_exit{old}"], f"loaded are {names}")
     return ", ".join(names)
 
 
@@ -391,7 +391,7 @@ def check_cffi() -> str:
 
 
 CHECKS: tuple[Check, ...] = (
-    check_cffi, check_load_time, check_settings, check_exit_program,
+    check_cffi, check_load_time, check_settings, check_programs,
     check_filter_user, check_filter_comm, check_filter_pid, check_filter_failed,
     check_filter_cgroup, check_overflow, check_trace, check_duration, check_unprivileged,
     check_clean_end,

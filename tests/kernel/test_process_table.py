@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""Processes whose ids fall on the same slot of the process table do not disturb each other."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from pybootstrap import ExitEvent, Tracer
+from tests.kernel.conftest import DEADLINE_S, collect, exits, until_exit
+from tests.kernel.test_clean_ends import bpftool
+from tests.kernel.test_slow_reader import wait_until
+
+# With so few slots ids that are equal modulo 64 have the same one.
+FEW = 64
+
+
+def start(remainder: int | None, *argv: str) -> subprocess.Popen[bytes]:
+    """Starts a program under an id that has this remainder; any for None."""
+    while True:
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE)
+        if remainder is None or process.pid % FEW == remainder:
+            return process
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate(timeout=DEADLINE_S)
+
+
+def remembered(name: str) -> set[int]:
+    """The process ids that are keys of all maps of this name."""
+    maps = [m["id"] for m in bpftool("map", "list") if m.get("name") == name]
+    assert maps
+    return {e["formatted"]["key"] for i in maps for e in bpftool("map", "dump", "id", str(i))}
+
+
+@pytest.mark.parametrize("args", [False, True])
+def test_a_slot_changes_hands(args: bool) -> None:
+    with Tracer(max_processes=FEW, args=args) as tracer:
+        first = start(None, "sleep", "60")
+        remainder = first.pid % FEW
+        second = start(remainder, "sh", "-c", "read line; exec sleep 61")
+        assert second.pid in remembered("exec_start_more")  # because first has the slot
+        end(first)
+        assert second.stdin
+        before_exec = time.monotonic_ns()
+        second.stdin.close()
+        second.stdin = None
+        comm = Path(f"/proc/{second.pid}/comm")
+        wait_until(lambda: comm.read_text() == "sleep\n", "did not exec again")
+        third = start(remainder, "sleep", "62")
+        assert third.pid not in remembered("exec_start_more")
+        end(second)
+        since_exec = time.monotonic_ns() - before_exec
+        end(third)
+        started = [first, second, third]
+        pids = [process.pid for process in started]
+        ended = {e.pid: e for e in exits(collect(tracer, until_exit(*pids)), set(pids))}
+        for name in ("exec_start_more", "exec_text", "exec_text_long"):
+            assert not remembered(name) & set(pids)
+    assert [ended[pid].duration_since for pid in pids] == ["exec"] * 3
+    assert 0 < ended[second.pid].duration_ns < since_exec
+    if args:
+        assert [ended[pid].args for pid in pids] == [("sleep", n) for n in ("60", "61", "62")]
+
+
+def test_many_processes_on_few_slots() -> None:
+    count = 500
+    script = f"i=0; while [ $i -lt {count} ]; do /bin/true $i; i=$((i+1)); done"
+    with Tracer(max_processes=FEW) as tracer:
+        # All slots are taken when it begins, and are free before it ends.
+        idle = [start(None, "sleep", "60") for _ in range(FEW // 2)]
+        shells = [subprocess.Popen(["sh", "-c", script]) for _ in range(4)]
+        parents = {shell.pid for shell in shells}
+        ended: list[ExitEvent] = []
+        deadline = time.monotonic() + DEADLINE_S
+        while len(ended) < 4 * count:
+            assert time.monotonic() < deadline, len(ended)
+            events = tracer.read(timeout=0.5)
+            ended += [e for e in events if isinstance(e, ExitEvent) and e.ppid in parents]
+            if len(ended) > count:
+                while idle:
+                    end(idle.pop())
+        for shell in shells:
+            shell.wait()
+        stats = tracer.stats
+    assert stats.untracked == stats.lost == 0
+    assert {e.duration_since for e in ended} == {"exec"}
+    expected = sorted(("/bin/true", str(i)) for i in range(count) for _ in shells)
+    assert sorted(e.args or () for e in ended) == expected
