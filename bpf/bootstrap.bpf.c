@@ -52,7 +52,7 @@ struct slot {
 	u64 last_exec; /* of its owner: what last_exec() makes */
 };
 
-const volatile unsigned int slots = 1; /* entries of exec_start; a power of two */
+const volatile unsigned int slots = 1; /* entries of exec_start and exec_text; a power of two */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -69,7 +69,7 @@ struct {
 } exec_start_more SEC(".maps");
 
 /* Where the text of a running process is kept. */
-enum text_map { TEXT_NOWHERE, TEXT_SHORT, TEXT_LONG, TEXT_MAPS = 4 };
+enum text_map { TEXT_NOWHERE, TEXT_IN_SLOT, TEXT_SHORT, TEXT_LONG, TEXT_MAPS = 4 };
 
 /* When a process last executed something (CLOCK_BOOTTIME) and where its text is, in one number. */
 static __always_inline u64 last_exec(u64 now, enum text_map text_map)
@@ -112,8 +112,9 @@ static __always_inline u64 *add_last_exec(struct slot *slot, u32 pid, bool old)
 /* ---- File names and arguments ---- */
 
 /*
- * The text of running processes, for their exit records. Allocated when needed: most are short, few
- * are long, and nobody knows how many there will be.
+ * The text of running processes, for their exit records, is kept where it fits: in exec_text if the
+ * process has a slot, else in a hash map whose entries are allocated when needed. Nobody knows how
+ * many long ones there will be.
  */
 enum { SHORT_TEXT = 432 }; /* with all that the kernel adds to a hash map's entry 512 bytes */
 
@@ -132,12 +133,19 @@ struct long_text {
 };
 
 struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct short_text);
+} exec_text SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1);
 	__type(key, u32);
 	__type(value, struct short_text);
-} exec_text SEC(".maps");
+} exec_text_more SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -206,23 +214,39 @@ static __always_inline struct long_text *capture(u32 buffer, struct mm_struct *m
 	return text;
 }
 
-static __always_inline enum text_map keep_text(u32 pid, struct long_text *text)
+static __always_inline enum text_map keep_text(struct slot *slot, u32 pid, struct long_text *text)
 {
-	if (text->size.filename_size + text->size.args_size > SHORT_TEXT) {
+	u32 size = text->size.filename_size + text->size.args_size;
+	u32 i = pid & (slots - 1);
+	struct short_text *kept;
+
+	if (size > SHORT_TEXT) {
 		if (bpf_map_update_elem(&exec_text_long, &pid, text, BPF_ANY))
 			return TEXT_NOWHERE;
 		return TEXT_LONG;
 	}
-	if (bpf_map_update_elem(&exec_text, &pid, text, BPF_ANY))
+	if (slot->pid != pid) {
+		if (bpf_map_update_elem(&exec_text_more, &pid, text, BPF_ANY))
+			return TEXT_NOWHERE;
+		return TEXT_SHORT;
+	}
+	kept = bpf_map_lookup_elem(&exec_text, &i);
+	if (!kept)
 		return TEXT_NOWHERE;
-	return TEXT_SHORT;
+	size = at_most(size, SHORT_TEXT) + offsetof(struct short_text, bytes);
+	bpf_probe_read_kernel(kept, size, text);
+	return TEXT_IN_SLOT;
 }
 
 /* Both structs start alike, so the text of either can be read through the result. */
 static __always_inline struct short_text *find_text(u32 pid, u32 text_map)
 {
+	u32 i = pid & (slots - 1);
+
+	if (text_map == TEXT_IN_SLOT)
+		return bpf_map_lookup_elem(&exec_text, &i);
 	if (text_map == TEXT_SHORT)
-		return bpf_map_lookup_elem(&exec_text, &pid);
+		return bpf_map_lookup_elem(&exec_text_more, &pid);
 	if (text_map == TEXT_LONG)
 		return bpf_map_lookup_elem(&exec_text_long, &pid);
 	return NULL;
@@ -231,7 +255,7 @@ static __always_inline struct short_text *find_text(u32 pid, u32 text_map)
 static __always_inline void forget_text(u32 pid, u32 text_map)
 {
 	if (text_map == TEXT_SHORT)
-		bpf_map_delete_elem(&exec_text, &pid);
+		bpf_map_delete_elem(&exec_text_more, &pid);
 	if (text_map == TEXT_LONG)
 		bpf_map_delete_elem(&exec_text_long, &pid);
 }
@@ -401,7 +425,7 @@ static __always_inline void note_exec(u32 pid, u64 now, struct long_text *text, 
 	if (!last)
 		return;
 	if (capture_args && text) {
-		text_map = keep_text(pid, text);
+		text_map = keep_text(slot, pid, text);
 		if (text_map != *last % TEXT_MAPS)
 			forget_text(pid, *last % TEXT_MAPS);
 	}

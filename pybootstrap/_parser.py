@@ -133,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         type=_whole_number(1, 2**24, ""),
         help="remember up to N running processes for their exit (default 32768; each takes about "
-        "100 bytes of kernel memory)",
+        "100 bytes of kernel memory, 150 with arguments)",
     )
     parser.add_argument(
         "-v",

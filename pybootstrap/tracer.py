@@ -199,7 +199,7 @@ class Tracer:
         failed: only exits with a status other than 0 or by a signal, and no execs.
         ring_size: bytes of the ring buffer; a power of two from 64 KiB to 1 GiB.
         max_processes: how many running processes are remembered for their exit. Each takes about
-            100 bytes of kernel memory at once, and its text (with `args`) while it lives.
+            100 bytes of kernel memory at once, 150 with `args`, and then its text while it lives.
         verbose: libbpf's debug messages go to stderr.
 
     A process that is not root, but has capabilities to trace, should call

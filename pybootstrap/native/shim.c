@@ -144,12 +144,15 @@ static bool has_bpf_loop(void)
 	return kernel_is_at_least(5, 17);
 }
 
-/* How many processes have a slot in the array of the process table: half of those it is made for. */
+/*
+ * How many processes have a slot in the array of the process table: half of those it is made for,
+ * and with their text, which takes 448 bytes each, an eighth.
+ */
 static unsigned int count_slots(const struct shim_settings *o)
 {
-	unsigned int slots = 1;
+	unsigned int most = o->max_processes / (o->capture_args ? 8 : 2), slots = 1;
 
-	while (slots <= o->max_processes / 4)
+	while (slots <= most / 2)
 		slots *= 2;
 	return slots;
 }
@@ -177,7 +180,10 @@ static int apply_settings(struct shim *s)
 	err = bpf_map__set_max_entries(skeleton->maps.rb, o->ring_size);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_start, slots);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_start_more, o->max_processes);
-	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text, short_texts);
+	err = err
+		      ?: bpf_map__set_max_entries(skeleton->maps.exec_text,
+						  o->capture_args ? slots : 1);
+	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_more, short_texts);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_long, long_texts);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.captured, twice ? 2 : 1);
 	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exec, !old);

@@ -35,6 +35,7 @@ MAPS = frozenset(
         "exec_start_more",
         "rb",
         "exec_text",
+        "exec_text_more",
         "exec_text_long",
         "captured",
         "exit_claims",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pybootstrap import ExitEvent, Tracer
-from tests.kernel.conftest import DEADLINE_S, collect, exits, until_exit
+from tests.kernel.conftest import DEADLINE_S, collect, execs, exits, until_exit
 from tests.kernel.test_clean_ends import bpftool
 from tests.kernel.test_slow_reader import wait_until
 
@@ -32,6 +32,12 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.communicate(timeout=DEADLINE_S)
 
 
+def wait_for_sleep(process: subprocess.Popen[bytes]) -> None:
+    """Until its last program runs."""
+    comm = Path(f"/proc/{process.pid}/comm")
+    wait_until(lambda: comm.read_text() == "sleep\n", "did not exec again")
+
+
 def remembered(name: str) -> set[int]:
     """The process ids that are keys of all maps of this name."""
     maps = [m["id"] for m in bpftool("map", "list") if m.get("name") == name]
@@ -51,8 +57,7 @@ def test_a_slot_changes_hands(args: bool) -> None:
         before_exec = time.monotonic_ns()
         second.stdin.close()
         second.stdin = None
-        comm = Path(f"/proc/{second.pid}/comm")
-        wait_until(lambda: comm.read_text() == "sleep\n", "did not exec again")
+        wait_for_sleep(second)
         third = start(remainder, "sleep", "62")
         assert third.pid not in remembered("exec_start_more")
         end(second)
@@ -61,12 +66,33 @@ def test_a_slot_changes_hands(args: bool) -> None:
         started = [first, second, third]
         pids = [process.pid for process in started]
         ended = {e.pid: e for e in exits(collect(tracer, until_exit(*pids)), set(pids))}
-        for name in ("exec_start_more", "exec_text", "exec_text_long"):
+        for name in ("exec_start_more", "exec_text_more", "exec_text_long"):
             assert not remembered(name) & set(pids)
     assert [ended[pid].duration_since for pid in pids] == ["exec"] * 3
     assert 0 < ended[second.pid].duration_ns < since_exec
     if args:
         assert [ended[pid].args for pid in pids] == [("sleep", n) for n in ("60", "61", "62")]
+
+
+def test_texts_that_change_their_place() -> None:
+    """Short, long and short again, with a slot and without: only the last one is kept."""
+    script = 'case ${#1} in 1) exec sh -c "$0" "$0" "$(printf %01000d)";; *) exec sleep 60; esac'
+    with Tracer(max_processes=FEW) as tracer:
+        first = start(None, "sh", "-c", script, script, "x")
+        second = start(first.pid % FEW, "sh", "-c", script, script, "x")
+        for process in (first, second):
+            wait_for_sleep(process)
+        pids = {first.pid, second.pid}
+        assert remembered("exec_text_more") & pids == {second.pid}
+        end(first)
+        end(second)
+        events = collect(tracer, until_exit(*pids))
+        for name in ("exec_start_more", "exec_text_more", "exec_text_long"):
+            assert not remembered(name) & pids
+    for pid in pids:
+        lengths = [len("".join(e.args or ())) for e in execs(events, {pid})]
+        assert [length > 1000 for length in lengths] == [False, True, False]
+    assert [e.args for e in exits(events, pids)] == [("sleep", "60")] * 2
 
 
 def test_many_processes_on_few_slots() -> None:
