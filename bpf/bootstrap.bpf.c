@@ -22,6 +22,20 @@ const volatile unsigned long long min_duration_ns = 0; /* send only exits of at 
 const volatile bool capture_args = false; /* arguments on exec; file name and arguments on exit */
 const volatile struct filters filters = {}; /* which processes to report */
 
+/*
+ * From Linux 7.0 on a task can be preempted in the middle of a program. Two things follow:
+ *
+ * - Until the task goes on, the kernel skips that program for all other tasks on that CPU. So each is
+ *   attached twice: if the kernel skips one, the other still runs, unless it was preempted too.
+ *   Disabling preemption from start to end would not help: bpf_preempt_enable() is a preemption
+ *   point itself, and still inside the program.
+ * - A reserved record holds up all records behind it until it is submitted, and a preempted task can
+ *   wait as long as others want the CPU. So preemption is disabled in between.
+ */
+const volatile bool preemptible = false;
+extern void bpf_preempt_disable(void) __ksym __weak;
+extern void bpf_preempt_enable(void) __ksym __weak;
+
 /* Counters for user space. */
 unsigned long long untracked = 0; /* execs that found exec_start full */
 unsigned long long truncated = 0; /* records whose file name or arguments were cut or lost */
@@ -314,14 +328,8 @@ static __always_inline bool is_wanted(const struct process *p)
 
 /*
  * Several programs, or the same one for several threads, may come upon the same event: the first to
- * put it into this map speaks.
- *
- * From Linux 7.0 on a task can be preempted in the middle of a program, and until it goes on, the
- * kernel leaves that program out for all other tasks on that CPU. So there each program is attached
- * twice (runs_twice): when one is left out, the other is not, unless it was caught just so as well.
+ * put it into this map reports it.
  */
-const volatile bool runs_twice = false;
-
 struct claim {
 	u64 start_boottime_ns;
 	u32 pid;
@@ -344,12 +352,48 @@ static __noinline bool is_first(struct claim *claim)
 
 /* ---- Records ---- */
 
+/* The size of a reservation must be a constant: one of a few, so that a small event is small. */
+static __always_inline void *reserve_room(u32 head_size, u32 text_size, u32 *room)
+{
+	if (!text_size)
+		return ring_reserve(head_size + (*room = 0));
+	if (text_size <= 64)
+		return ring_reserve(head_size + (*room = 64));
+	if (text_size <= 128)
+		return ring_reserve(head_size + (*room = 128));
+	if (text_size <= 256)
+		return ring_reserve(head_size + (*room = 256));
+	if (text_size <= 512)
+		return ring_reserve(head_size + (*room = 512));
+	if (text_size <= 2048)
+		return ring_reserve(head_size + (*room = 2048));
+	return ring_reserve(head_size + (*room = TEXT_SIZE));
+}
+
+/*
+ * Room for a record, with preemption disabled until submit(). Kernels from 5.13 to 5.15 refuse a
+ * program with a call to a kernel function that they lack, even where it never runs (old).
+ */
+static __always_inline void *reserve(u32 head_size, u32 text_size, u32 *room, bool old)
+{
+	void *r;
+
+	if (!old && preemptible)
+		bpf_preempt_disable();
+	r = reserve_room(head_size, text_size, room);
+	if (!old && preemptible && !r)
+		bpf_preempt_enable();
+	return r;
+}
+
 static __always_inline void submit(struct record *r, u32 head_size, struct text size, u16 kind,
-				   u16 flags, u64 now)
+				   u16 flags, u64 now, bool old)
 {
 	if (flags & (FILENAME_TRUNCATED | ARGS_TRUNCATED | TEXT_MISSING))
 		__sync_fetch_and_add(&truncated, 1);
 	ring_submit(r, head_size + size.filename_size + size.args_size, kind, flags, now);
+	if (!old && preemptible)
+		bpf_preempt_enable();
 }
 
 /* pid.numbers[] is as long as pid namespaces are deep; its last entry is what the process sees. */
@@ -392,22 +436,6 @@ static __always_inline void find_process(struct process *p, struct task_struct *
 	bpf_probe_read_kernel_str(p->comm, sizeof(p->comm), leader->comm);
 }
 
-/* The size of a reservation must be a constant: one of a few, so that a small event is small. */
-static __always_inline void *reserve(u32 head_size, u32 text_size, u32 *room)
-{
-	if (text_size <= 64)
-		return ring_reserve(head_size + (*room = 64));
-	if (text_size <= 128)
-		return ring_reserve(head_size + (*room = 128));
-	if (text_size <= 256)
-		return ring_reserve(head_size + (*room = 256));
-	if (text_size <= 512)
-		return ring_reserve(head_size + (*room = 512));
-	if (text_size <= 2048)
-		return ring_reserve(head_size + (*room = 2048));
-	return ring_reserve(head_size + (*room = TEXT_SIZE));
-}
-
 /* ---- Exec ---- */
 
 /* Notes what the process executes, for its exit. */
@@ -446,18 +474,18 @@ static __noinline void remember_old(u32 pid, u64 now, struct long_text *text)
 	note_exec(pid, now, text, true);
 }
 
-static __always_inline void send_exec(struct process *p, struct long_text *text, u64 now)
+static __always_inline void send_exec(struct process *p, struct long_text *text, u64 now, bool old)
 {
 	u32 text_size = text->size.filename_size + text->size.args_size;
 	u32 room;
-	struct exec_record *e = reserve(sizeof(*e), text_size, &room);
+	struct exec_record *e = reserve(sizeof(*e), text_size, &room, old);
 
 	if (!e)
 		return;
 	e->process = *p;
 	e->text = text->size;
 	bpf_probe_read_kernel(e->tail, at_most(text_size, room), text->bytes);
-	submit(&e->record, sizeof(*e), e->text, RECORD_EXEC, text->flags, now);
+	submit(&e->record, sizeof(*e), e->text, RECORD_EXEC, text->flags, now, old);
 }
 
 /* buffer: which entry of captured is this program's. */
@@ -475,7 +503,7 @@ static __always_inline int on_exec(u64 *ctx, u32 buffer, bool old)
 	struct long_text *text = NULL;
 	struct process p;
 
-	if (runs_twice && !is_first(&claim))
+	if (preemptible && !is_first(&claim))
 		return 0;
 	if (wanted) {
 		find_process(&p, task, task->signal);
@@ -488,7 +516,7 @@ static __always_inline int on_exec(u64 *ctx, u32 buffer, bool old)
 	else
 		remember(claim.pid, now, text);
 	if (wanted && text)
-		send_exec(&p, text, now);
+		send_exec(&p, text, now, old);
 	return 0;
 }
 
@@ -525,7 +553,7 @@ static __always_inline bool is_last_thread(u64 *ctx, struct task_struct *leader,
 
 	if (bpf_core_field_exists(((struct trace_event_raw_sched_process_exit *)0)->group_dead))
 		/* An older verifier must not see this load. */
-		return *(volatile u64 *)&ctx[1] && (!runs_twice || is_first(&claim));
+		return *(volatile u64 *)&ctx[1] && (!preemptible || is_first(&claim));
 
 	if (signal->live.counter)
 		return false;
@@ -690,7 +718,7 @@ static __always_inline void report_exit(struct task_struct *leader, struct signa
 {
 	u64 start = leader->start_boottime, exec = last / TEXT_MAPS;
 	u64 since = exec > start ? exec : start, duration_ns = now > since ? now - since : 0;
-	u32 status, flags, text_size = 0, room = 0;
+	u32 status, flags, text_size = 0, room;
 	struct short_text *text = NULL;
 	struct exit_record *e;
 	struct usage usage;
@@ -712,12 +740,9 @@ static __always_inline void report_exit(struct task_struct *leader, struct signa
 		text = find_text(p.pid, last % TEXT_MAPS);
 		flags |= text ? text->flags : TEXT_MISSING;
 	}
-	if (text) {
+	if (text)
 		text_size = text->size.filename_size + text->size.args_size;
-		e = reserve(sizeof(*e), text_size, &room);
-	} else {
-		e = ring_reserve(sizeof(*e));
-	}
+	e = reserve(sizeof(*e), text_size, &room, old);
 	if (!e)
 		return;
 	e->process = p;
@@ -730,7 +755,7 @@ static __always_inline void report_exit(struct task_struct *leader, struct signa
 		e->text = text->size;
 		bpf_probe_read_kernel(e->tail, at_most(text_size, room), text->bytes);
 	}
-	submit(&e->record, sizeof(*e), e->text, RECORD_EXIT, flags, now);
+	submit(&e->record, sizeof(*e), e->text, RECORD_EXIT, flags, now, old);
 }
 
 static __always_inline int on_exit(u64 *ctx, bool old)
@@ -756,7 +781,7 @@ int handle_exit(u64 *ctx)
 	return on_exit(ctx, false);
 }
 
-/* These two are the same again: see runs_twice. */
+/* These two are the same again: see preemptible. */
 SEC("tp_btf/sched_process_exec")
 int exec_again(u64 *ctx)
 {

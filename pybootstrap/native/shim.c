@@ -175,7 +175,7 @@ static int apply_settings(struct shim *s)
 	skeleton->rodata->wakeup_bytes = o->ring_size / 4;
 	skeleton->rodata->capture_args = o->capture_args;
 	skeleton->rodata->filters = o->filters;
-	skeleton->rodata->runs_twice = twice;
+	skeleton->rodata->preemptible = twice;
 	skeleton->rodata->slots = slots;
 	err = bpf_map__set_max_entries(skeleton->maps.rb, o->ring_size);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_start, slots);
