@@ -37,7 +37,7 @@ extern void bpf_preempt_disable(void) __ksym __weak;
 extern void bpf_preempt_enable(void) __ksym __weak;
 
 /* Counters for user space. */
-unsigned long long untracked = 0; /* execs that found exec_start full */
+unsigned long long untracked = 0; /* execs that found no room in the process table */
 unsigned long long truncated = 0; /* records whose file name or arguments were cut or lost */
 
 /* ---- The process table ---- */

@@ -167,7 +167,7 @@ static int apply_settings(struct shim *s)
 	unsigned int short_texts = texts < 1 << 22 ? texts : 1 << 22;
 	/* And whoever runs programs with long arguments shall not fill more than 50 MB. */
 	unsigned int long_texts = texts < 4096 ? texts : 4096;
-	unsigned int slots = count_slots(o);
+	unsigned int slots = count_slots(o), slot_texts = o->capture_args ? slots : 1;
 	const bool old = !has_bpf_loop();
 	int err;
 
@@ -180,9 +180,7 @@ static int apply_settings(struct shim *s)
 	err = bpf_map__set_max_entries(skeleton->maps.rb, o->ring_size);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_start, slots);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_start_more, o->max_processes);
-	err = err
-		      ?: bpf_map__set_max_entries(skeleton->maps.exec_text,
-						  o->capture_args ? slots : 1);
+	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text, slot_texts);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_more, short_texts);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_long, long_texts);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.captured, twice ? 2 : 1);
