@@ -25,16 +25,41 @@ const volatile struct filters filters = {}; /* which processes to report */
 /*
  * From Linux 7.0 on a task can be preempted in the middle of a program. Two things follow:
  *
- * - Until the task goes on, the kernel skips that program for all other tasks on that CPU. So each is
- *   attached twice: if the kernel skips one, the other still runs, unless it was preempted too.
- *   Disabling preemption from start to end would not help: bpf_preempt_enable() is a preemption
- *   point itself, and still inside the program.
+ * - Until the task goes on, the kernel skips that program for all other tasks on that CPU.
  * - A reserved record holds up all records behind it until it is submitted, and a preempted task can
- *   wait as long as others want the CPU. So preemption is disabled in between.
+ *   wait as long as others want the CPU.
+ *
+ * So preemption is disabled from start to end, as it always was before. A few instructions remain at
+ * either end, so each program is attached twice: if the kernel skips one, the other still runs,
+ * unless it was preempted too.
  */
 const volatile bool preemptible = false;
 extern void bpf_preempt_disable(void) __ksym __weak;
 extern void bpf_preempt_enable(void) __ksym __weak;
+extern void bpf_local_irq_save(unsigned long *flags) __ksym __weak;
+extern void bpf_local_irq_restore(unsigned long *flags) __ksym __weak;
+
+static __always_inline void begin(void)
+{
+	if (preemptible)
+		bpf_preempt_disable();
+}
+
+/*
+ * bpf_preempt_enable() alone would be a preemption point inside the program, and take the very
+ * preemption that was put off. With interrupts disabled it is none, nor is their restoration: the
+ * task gives way once the program has ended.
+ */
+static __always_inline void end(void)
+{
+	unsigned long flags;
+
+	if (!preemptible)
+		return;
+	bpf_local_irq_save(&flags);
+	bpf_preempt_enable();
+	bpf_local_irq_restore(&flags);
+}
 
 /* Counters for user space. */
 unsigned long long untracked = 0; /* execs that found no room in the process table */
@@ -353,7 +378,7 @@ static __noinline bool is_first(struct claim *claim)
 /* ---- Records ---- */
 
 /* The size of a reservation must be a constant: one of a few, so that a small event is small. */
-static __always_inline void *reserve_room(u32 head_size, u32 text_size, u32 *room)
+static __always_inline void *reserve(u32 head_size, u32 text_size, u32 *room)
 {
 	if (!text_size)
 		return ring_reserve(head_size + (*room = 0));
@@ -370,30 +395,12 @@ static __always_inline void *reserve_room(u32 head_size, u32 text_size, u32 *roo
 	return ring_reserve(head_size + (*room = TEXT_SIZE));
 }
 
-/*
- * Room for a record, with preemption disabled until submit(). Kernels from 5.13 to 5.15 refuse a
- * program with a call to a kernel function that they lack, even where it never runs (old).
- */
-static __always_inline void *reserve(u32 head_size, u32 text_size, u32 *room, bool old)
-{
-	void *r;
-
-	if (!old && preemptible)
-		bpf_preempt_disable();
-	r = reserve_room(head_size, text_size, room);
-	if (!old && preemptible && !r)
-		bpf_preempt_enable();
-	return r;
-}
-
 static __always_inline void submit(struct record *r, u32 head_size, struct text size, u16 kind,
-				   u16 flags, u64 now, bool old)
+				   u16 flags, u64 now)
 {
 	if (flags & (FILENAME_TRUNCATED | ARGS_TRUNCATED | TEXT_MISSING))
 		__sync_fetch_and_add(&truncated, 1);
 	ring_submit(r, head_size + size.filename_size + size.args_size, kind, flags, now);
-	if (!old && preemptible)
-		bpf_preempt_enable();
 }
 
 /* pid.numbers[] is as long as pid namespaces are deep; its last entry is what the process sees. */
@@ -474,22 +481,22 @@ static __noinline void remember_old(u32 pid, u64 now, struct long_text *text)
 	note_exec(pid, now, text, true);
 }
 
-static __always_inline void send_exec(struct process *p, struct long_text *text, u64 now, bool old)
+static __always_inline void send_exec(struct process *p, struct long_text *text, u64 now)
 {
 	u32 text_size = text->size.filename_size + text->size.args_size;
 	u32 room;
-	struct exec_record *e = reserve(sizeof(*e), text_size, &room, old);
+	struct exec_record *e = reserve(sizeof(*e), text_size, &room);
 
 	if (!e)
 		return;
 	e->process = *p;
 	e->text = text->size;
 	bpf_probe_read_kernel(e->tail, at_most(text_size, room), text->bytes);
-	submit(&e->record, sizeof(*e), e->text, RECORD_EXEC, text->flags, now, old);
+	submit(&e->record, sizeof(*e), e->text, RECORD_EXEC, text->flags, now);
 }
 
 /* buffer: which entry of captured is this program's. */
-static __always_inline int on_exec(u64 *ctx, u32 buffer, bool old)
+static __always_inline void on_exec(u64 *ctx, u32 buffer, bool old)
 {
 	struct task_struct *task = (void *)ctx[0]; /* the one thread that is left: the leader */
 	struct linux_binprm *bprm = (void *)ctx[2];
@@ -504,7 +511,7 @@ static __always_inline int on_exec(u64 *ctx, u32 buffer, bool old)
 	struct process p;
 
 	if (preemptible && !is_first(&claim))
-		return 0;
+		return;
 	if (wanted) {
 		find_process(&p, task, task->signal);
 		wanted = is_wanted(&p);
@@ -516,14 +523,16 @@ static __always_inline int on_exec(u64 *ctx, u32 buffer, bool old)
 	else
 		remember(claim.pid, now, text);
 	if (wanted && text)
-		send_exec(&p, text, now, old);
-	return 0;
+		send_exec(&p, text, now);
 }
 
 SEC("tp_btf/sched_process_exec")
 int handle_exec(u64 *ctx)
 {
-	return on_exec(ctx, 0, false);
+	begin();
+	on_exec(ctx, 0, false);
+	end();
+	return 0;
 }
 
 /* ---- Exit ---- */
@@ -742,7 +751,7 @@ static __always_inline void report_exit(struct task_struct *leader, struct signa
 	}
 	if (text)
 		text_size = text->size.filename_size + text->size.args_size;
-	e = reserve(sizeof(*e), text_size, &room, old);
+	e = reserve(sizeof(*e), text_size, &room);
 	if (!e)
 		return;
 	e->process = p;
@@ -755,10 +764,10 @@ static __always_inline void report_exit(struct task_struct *leader, struct signa
 		e->text = text->size;
 		bpf_probe_read_kernel(e->tail, at_most(text_size, room), text->bytes);
 	}
-	submit(&e->record, sizeof(*e), e->text, RECORD_EXIT, flags, now, old);
+	submit(&e->record, sizeof(*e), e->text, RECORD_EXIT, flags, now);
 }
 
-static __always_inline int on_exit(u64 *ctx, bool old)
+static __always_inline void on_exit(u64 *ctx, bool old)
 {
 	struct task_struct *task = (void *)ctx[0];
 	struct task_struct *leader = task->group_leader;
@@ -767,31 +776,39 @@ static __always_inline int on_exit(u64 *ctx, bool old)
 	u64 now, last;
 
 	if (!is_last_thread(ctx, leader, signal))
-		return 0;
+		return;
 	now = bpf_ktime_get_boot_ns();
 	last = recall(pid);
 	report_exit(leader, signal, last, now, old);
 	forget(pid, last % TEXT_MAPS);
-	return 0;
 }
 
 SEC("tp_btf/sched_process_exit")
 int handle_exit(u64 *ctx)
 {
-	return on_exit(ctx, false);
+	begin();
+	on_exit(ctx, false);
+	end();
+	return 0;
 }
 
 /* These two are the same again: see preemptible. */
 SEC("tp_btf/sched_process_exec")
 int exec_again(u64 *ctx)
 {
-	return on_exec(ctx, 1, false);
+	begin();
+	on_exec(ctx, 1, false);
+	end();
+	return 0;
 }
 
 SEC("tp_btf/sched_process_exit")
 int exit_again(u64 *ctx)
 {
-	return on_exit(ctx, false);
+	begin();
+	on_exit(ctx, false);
+	end();
+	return 0;
 }
 
 /*
@@ -801,11 +818,13 @@ int exit_again(u64 *ctx)
 SEC("tp_btf/sched_process_exec")
 int handle_exec_old(u64 *ctx)
 {
-	return on_exec(ctx, 0, true);
+	on_exec(ctx, 0, true);
+	return 0;
 }
 
 SEC("tp_btf/sched_process_exit")
 int handle_exit_old(u64 *ctx)
 {
-	return on_exit(ctx, true);
+	on_exit(ctx, true);
+	return 0;
 }

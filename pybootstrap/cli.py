@@ -198,7 +198,7 @@ def _report_losses(stats: Stats, strict: bool) -> int:
     if lost:
         _say(
             f"{lost} of {stats.produced + stats.missed} events were lost: {stats.lost} found the "
-            f"ring buffer full (see --ring-size), {stats.missed} were skipped by the kernel"
+            f"ring buffer full (see --ring-size), the kernel left out at most {stats.missed}"
         )
     if stats.untracked:
         _say(

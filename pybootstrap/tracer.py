@@ -84,7 +84,8 @@ class Stats(NamedTuple):
     truncated: int
     """Events whose file name or arguments were cut, or could not be read or kept."""
     missed: int
-    """Times the kernel itself skipped a program (`recursion_misses` of `bpf_prog_info`)."""
+    """Events that the kernel itself may have left out, at most (the smaller number of
+    `recursion_misses` in `bpf_prog_info` of two programs, either of which sees each event)."""
 
 
 def _milliseconds(name: str, value: float) -> int:

@@ -26,6 +26,7 @@ from pybootstrap.errors import BootstrapError
 COMMAND = (sys.executable, "-m", "pybootstrap")
 MANY = 64  # values that one filter takes
 OTHER_USER = 12345
+SHELLS, EACH = 4, 300  # shells at once, and how many processes each starts
 # Processes of the storm, and the size of the ring that they must overflow.
 STORM, TINY_RING = 400, 64 * 1024  # processes; bytes, the smallest there is
 EX_NOPERM = 77
@@ -291,6 +292,30 @@ def check_overflow() -> str:
     return f"{stats.produced} produced == {stats.received} received + {stats.lost} lost"
 
 
+def check_preempted() -> str:
+    """Where tasks are preempted inside a program, hardly any event can have been left out.
+
+    With preemption disabled only from reservation to submission it was 3 to 6 in a thousand on an
+    emulated 7.2, and now and then one was missing; with all of a program covered, 0 to 0.5.
+    """
+    script = f"i=0; while [ $i -lt {EACH} ]; do {program('true')}; i=$((i+1)); done"
+
+    def storm() -> set[int]:
+        with contextlib.ExitStack() as stack:
+            shells = [
+                stack.enter_context(subprocess.Popen([program("sh"), "-c", script]))
+                for _ in range(SHELLS)
+            ]
+            return {shell.pid for shell in shells}
+
+    shells, events, stats = traced(storm, ring_size=16 << 20)
+    parents = [event.ppid for event in events if not isinstance(event, LostEvent)]
+    seen = sum(parent in shells for parent in parents)
+    require(seen == 2 * SHELLS * EACH, f"{seen} of {2 * SHELLS * EACH} events: {stats}")
+    require(stats.missed * 400 <= stats.produced, f"many may have been left out: {stats}")
+    return f"{seen} events, at most {stats.missed} left out"
+
+
 # ---- The command ----
 
 
@@ -393,7 +418,7 @@ def check_cffi() -> str:
 CHECKS: tuple[Check, ...] = (
     check_cffi, check_load_time, check_settings, check_programs,
     check_filter_user, check_filter_comm, check_filter_pid, check_filter_failed,
-    check_filter_cgroup, check_overflow, check_trace, check_duration, check_unprivileged,
-    check_clean_end,
+    check_filter_cgroup, check_overflow, check_preempted, check_trace, check_duration,
+    check_unprivileged, check_clean_end,
 )  # fmt: skip
 LAST: tuple[Check, ...] = (check_command,)
