@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,12 @@ from typing import Callable
 import pytest
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Tracer
+
+# What the BPF object has, by the names that the kernel shows: of maps 15 bytes.
+_BPF = "".join(path.read_text() for path in (Path(__file__).parents[2] / "bpf").iterdir())
+PROGRAMS = re.findall(r'^SEC\("tp_btf/\w+"\)\nint (\w+)\(', _BPF, re.MULTILINE)
+MAPS = [name[:15] for name in re.findall(r'^\} (\w+) SEC\("\.maps"\);', _BPF, re.MULTILINE)]
+MAPS += ["bootstra.rodata", "bootstra.bss", "bootstra.data"]
 
 DEADLINE_S = 30.0  # far more than anything here takes; a test that needs it has failed
 

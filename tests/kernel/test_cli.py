@@ -19,13 +19,9 @@ import pytest
 
 from pybootstrap import __version__
 from pybootstrap.render import HEADER
-from tests.kernel.conftest import DEADLINE_S, Command, run
+from tests.kernel.conftest import DEADLINE_S, PROGRAMS, Command, run
 
 Start = Callable[..., Command]
-PROGRAMS = (
-    *("handle_exec", "handle_exec_old", "exec_again"),
-    *("handle_exit", "handle_exit_old", "exit_again"),
-)
 LINE = re.compile(
     r"(?P<time>\d\d:\d\d:\d\d) (?P<event>EXEC |EXIT ) (?P<comm>.{16}) "
     r"(?P<pid>\d+ *) (?P<ppid>\d+ *) (?P<detail>.+)"
