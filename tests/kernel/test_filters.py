@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pybootstrap import ExecEvent, ExitEvent, SettingError, Tracer
-from tests.kernel.conftest import DEADLINE_S, Command, collect, exits, of_pids, run, until_exit
+from tests.kernel.conftest import DEADLINE_S, Command, run
 
 
 def traced(tracer: Tracer) -> list[ExecEvent | ExitEvent]:
@@ -219,11 +219,3 @@ def test_the_options(bootstrap: Callable[..., Command]) -> None:
     assert err == ""
     (line,) = out.splitlines()
     assert line.split()[1:5] == ["EXIT", "sh", str(pid), str(os.getpid())]
-
-
-def test_collected_events_of_a_filter_reach_the_iterator() -> None:
-    with Tracer(comms=["false"]) as tracer:
-        pid, _ = run("/bin/false")
-        events = collect(tracer, until_exit(pid))
-    assert len(of_pids(events, {pid})) == 2
-    assert exits(events, {pid})[0].exit_code == 1

@@ -58,13 +58,21 @@ def test_an_exception_in_the_callback_propagates_and_loses_nothing() -> None:
 
 
 def test_run_ends_when_the_callback_stops_it() -> None:
-    def on_event(_: Event) -> None:
+    seen: list[Event] = []
+
+    def on_event(event: Event) -> None:
+        seen.append(event)
         tracer.stop()
 
     tracer = Tracer(on_event=on_event)
     with tracer:
         run("/bin/true")
         tracer.run()
+        assert seen
+        before = len(seen)
+        run("/bin/true")
+        tracer.run()
+    assert len(seen) == before
 
 
 def test_iteration_ends_after_stop_with_all_that_came_before() -> None:
@@ -229,6 +237,10 @@ def test_stop_before_start_ends_it_at_once() -> None:
     tracer.stop()
     with tracer:
         list(tracer)
+        produced = tracer.stats.produced
+        run("/bin/true")
+        assert list(tracer) == []
+        assert tracer.stats.produced == produced
 
 
 def test_a_forgotten_tracer_warns_and_is_closed() -> None:
