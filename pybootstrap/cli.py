@@ -106,6 +106,8 @@ def _trace(options: argparse.Namespace) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup(1) has it
+        signal.signal(signal.SIGHUP, end)
     gc.freeze()
     gc.enable()
     try:
@@ -266,7 +268,7 @@ _writing = False
 
 
 def _told_to_end() -> None:
-    """SIGINT or SIGTERM came: from here on patience has an end, and a blocked write(2) is ended."""
+    """A signal to end came: from here on patience has an end, and a blocked write(2) is ended."""
     global _give_up_at, _hurry  # noqa: PLW0603
     _hurry = _give_up_at is not None
     _give_up_at = time.monotonic() + (0 if _hurry else _PATIENCE_S)

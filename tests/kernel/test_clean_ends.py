@@ -127,13 +127,38 @@ WITH = f"with Tracer(on_event=lambda e: None) as tracer:\n    {READY}"
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
 def test_the_command_is_ended_by_a_signal(bootstrap: Start, number: signal.Signals) -> None:
-    command = bootstrap()
+    with signal_as(signal.SIGHUP, signal.SIG_DFL):
+        command = bootstrap()
     command.wait_for_header()
     assert held_by(command.process.pid)
-    status, _, err = command.end(number)
-    assert status == (0 if number in (signal.SIGINT, signal.SIGTERM) else -number)
+    pid, _ = run("/bin/true")
+    status, out, err = command.end(number)
+    if number == signal.SIGKILL:
+        assert status == -number
+    else:  # and what it had gathered is printed first
+        assert (status, out.count(f" {pid} ")) == (0, 2)
     assert err == ""
     assert_nothing_is_left()
+
+
+def test_the_command_goes_on_under_nohup(bootstrap: Start) -> None:
+    with signal_as(signal.SIGHUP, signal.SIG_IGN):
+        command = bootstrap("--latency", "0")
+    command.wait_for_header()
+    command.process.send_signal(signal.SIGHUP)
+    pid, _ = run("/bin/true")
+    _, out, _ = command.end(signal.SIGTERM)
+    assert out.count(f" {pid} ") == 2
+
+
+@contextlib.contextmanager
+def signal_as(number: signal.Signals, disposition: signal.Handlers) -> Iterator[None]:
+    """What is started meanwhile inherits it."""
+    before = signal.signal(number, disposition)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGQUIT])
