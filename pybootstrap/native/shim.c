@@ -157,6 +157,17 @@ static unsigned int count_slots(const struct shim_settings *o)
 	return slots;
 }
 
+/*
+ * An entry of the map must outlive the exit of its process. Each CPU takes free entries by the 128,
+ * and before Linux 6.16 the kernel recycled fresh ones when that left too few.
+ */
+static unsigned int count_claims(void)
+{
+	int cpus = libbpf_num_possible_cpus();
+
+	return cpus > 32 ? 512 * cpus : 16384;
+}
+
 static int apply_settings(struct shim *s)
 {
 	const struct shim_settings *o = &s->settings;
@@ -165,7 +176,7 @@ static int apply_settings(struct shim *s)
 	unsigned int texts = o->capture_args ? o->max_processes : 1;
 	/* Linux 5.10 has no map larger than 4 GiB, even of entries that are not there yet. */
 	unsigned int short_texts = texts < 1 << 22 ? texts : 1 << 22;
-	/* And whoever runs programs with long arguments shall not fill more than 50 MB. */
+	/* And whoever runs programs with long arguments shall not fill more than 64 MiB. */
 	unsigned int long_texts = texts < 4096 ? texts : 4096;
 	unsigned int slots = count_slots(o), slot_texts = o->capture_args ? slots : 1;
 	const bool old = !has_bpf_loop();
@@ -184,6 +195,7 @@ static int apply_settings(struct shim *s)
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_more, short_texts);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_long, long_texts);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.captured, twice ? 2 : 1);
+	err = err ?: bpf_map__set_max_entries(skeleton->maps.claims, count_claims());
 	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exec, !old);
 	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exec_old, old);
 	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exit, !old);
