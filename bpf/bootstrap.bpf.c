@@ -369,6 +369,7 @@ struct {
 	__type(value, u32);
 } claims SEC(".maps");
 
+/* When the kernel cannot say (it found no memory, or uses the map itself), the event is lost. */
 static __noinline bool is_first(struct claim *claim)
 {
 	u32 one = 1;
@@ -437,7 +438,9 @@ static __always_inline void find_process(struct process *p, struct task_struct *
 	const struct cred *cred = leader->real_cred;
 
 	p->start_boottime_ns = leader->start_boottime;
-	p->cgroup_id = bpf_get_current_cgroup_id();
+	p->cgroup_id = NOT_KNOWN;
+	if (bpf_core_field_exists(leader->cgroups)) /* CONFIG_CGROUPS */
+		p->cgroup_id = bpf_get_current_cgroup_id();
 	p->pid = leader->tgid;
 	p->ppid = leader->real_parent->tgid;
 	p->uid = cred->uid.val;
@@ -589,18 +592,26 @@ static __always_inline u32 wait_status(struct task_struct *leader, struct signal
 	return signal->flags & SIGNAL_GROUP_EXIT ? signal->group_exit_code : leader->exit_code;
 }
 
+/* CONFIG_TASK_IO_ACCOUNTING */
+static __always_inline bool counts_io(void)
+{
+	return bpf_core_field_exists(((struct task_io_accounting *)0)->read_bytes);
+}
+
 /* Adds up what a task_struct used; READ(member) reads it. */
-#define ADD_TASK(usage, READ)                                     \
-	do {                                                      \
-		(usage)->utime_ns += READ(utime);                 \
-		(usage)->stime_ns += READ(stime);                 \
-		(usage)->runtime_ns += READ(se.sum_exec_runtime); \
-		(usage)->minor_faults += READ(min_flt);           \
-		(usage)->major_faults += READ(maj_flt);           \
-		(usage)->read_bytes += READ(ioac.read_bytes);     \
-		(usage)->write_bytes += READ(ioac.write_bytes);   \
-		(usage)->voluntary_switches += READ(nvcsw);       \
-		(usage)->involuntary_switches += READ(nivcsw);    \
+#define ADD_TASK(usage, READ)                                           \
+	do {                                                            \
+		(usage)->utime_ns += READ(utime);                       \
+		(usage)->stime_ns += READ(stime);                       \
+		(usage)->runtime_ns += READ(se.sum_exec_runtime);       \
+		(usage)->minor_faults += READ(min_flt);                 \
+		(usage)->major_faults += READ(maj_flt);                 \
+		(usage)->voluntary_switches += READ(nvcsw);             \
+		(usage)->involuntary_switches += READ(nivcsw);          \
+		if (counts_io()) {                                      \
+			(usage)->read_bytes += READ(ioac.read_bytes);   \
+			(usage)->write_bytes += READ(ioac.write_bytes); \
+		}                                                       \
 	} while (0)
 
 /* What the threads used that are gone for good. */
@@ -749,6 +760,8 @@ static __always_inline void report_exit(struct task_struct *leader, struct signa
 	if (!is_wanted(&p))
 		return;
 	flags |= add_up_usage(&usage, leader, signal, old);
+	if (!counts_io())
+		usage.read_bytes = usage.write_bytes = NOT_KNOWN;
 
 	if (capture_args && flags & DURATION_SINCE_EXEC) {
 		text = find_text(p.pid, last % TEXT_MAPS);

@@ -43,10 +43,13 @@ enum record_flags {
 	USAGE_PARTIAL = 16, /* exit: threads came and went while usage was added up */
 };
 
+/* What a kernel does not keep that was configured without it; as 64 bits. */
+enum { NOT_KNOWN = -1 };
+
 /* The process an event is about. Ids are those of the root namespaces, unless said otherwise. */
 struct process {
 	unsigned long long start_boottime_ns; /* task_struct.start_boottime of the group leader */
-	unsigned long long cgroup_id; /* cgroup v2, as bpf_get_current_cgroup_id() has it */
+	unsigned long long cgroup_id; /* v2: bpf_get_current_cgroup_id(); or NOT_KNOWN */
 	unsigned int pid; /* task_struct.tgid */
 	unsigned int ppid; /* real_parent->tgid */
 	unsigned int uid; /* real user id */
@@ -73,7 +76,7 @@ struct usage {
 	unsigned long long max_rss_pages; /* signal->maxrss */
 	unsigned long long minor_faults;
 	unsigned long long major_faults;
-	unsigned long long read_bytes; /* from storage: task_io_accounting */
+	unsigned long long read_bytes; /* from storage: task_io_accounting; NOT_KNOWN */
 	unsigned long long write_bytes; /* to storage */
 	unsigned long long voluntary_switches;
 	unsigned long long involuntary_switches;

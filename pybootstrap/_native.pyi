@@ -15,6 +15,7 @@ class _Lib:
     ARGS_SIZE: int
     TEXT_SIZE: int
     FILTER_SIZE: int
+    NOT_KNOWN: int
     # enum record_kind
     RECORD_EXEC: int
     RECORD_EXIT: int

@@ -51,6 +51,14 @@ def layout(struct_name: str, *paths: str) -> struct.Struct:
     return struct.Struct(form)
 
 
+_NOT_KNOWN = lib.NOT_KNOWN % 2**64
+
+
+def known(value: int) -> int | None:
+    """None for what this kernel does not keep."""
+    return None if value == _NOT_KNOWN else value
+
+
 def _number(path: str, struct_name: str = "exec_record") -> Callable[[bytes], int]:
     """A function that reads one number of a record."""
     unpack = layout(struct_name, path).unpack_from
@@ -164,9 +172,12 @@ class ProcessEvent:
         return _ns_pid(self.record)
 
     @property
-    def cgroup_id(self) -> int:
-        """Id of the cgroup (v2 hierarchy): the inode number of its directory."""
-        return _cgroup_id(self.record)
+    def cgroup_id(self) -> int | None:
+        """Id of the cgroup (v2 hierarchy): the inode number of its directory.
+
+        None with a kernel built without cgroups.
+        """
+        return known(_cgroup_id(self.record))
 
     @property
     def start_boottime_ns(self) -> int:
@@ -276,10 +287,12 @@ class Usage(NamedTuple):
     """Page faults that needed no I/O: `min_flt`."""
     major_faults: int
     """Page faults that needed I/O: `maj_flt`."""
-    read_bytes: int
-    """Bytes fetched from storage: `ioac.read_bytes`, read_bytes of proc_pid_io(5)."""
-    write_bytes: int
-    """Bytes sent towards storage: `ioac.write_bytes`, write_bytes of proc_pid_io(5)."""
+    read_bytes: int | None
+    """Bytes fetched from storage: `ioac.read_bytes`, read_bytes of proc_pid_io(5). None with a
+    kernel built without CONFIG_TASK_IO_ACCOUNTING."""
+    write_bytes: int | None
+    """Bytes sent towards storage: `ioac.write_bytes`, write_bytes of proc_pid_io(5). None as
+    `read_bytes`."""
     voluntary_switches: int
     """Context switches because it waited: `nvcsw`."""
     involuntary_switches: int
@@ -378,7 +391,16 @@ class ExitEvent(ProcessEvent):
     def usage(self) -> Usage:
         """What the process used."""
         utime, stime, runtime, rss_pages, *others = _usage(self.record)
-        return Usage(*split_cpu_time(utime, stime, runtime), rss_pages * PAGE_SIZE, *others)
+        minor, major, read, write, *switches = others
+        return Usage(
+            *split_cpu_time(utime, stime, runtime),
+            rss_pages * PAGE_SIZE,
+            minor,
+            major,
+            known(read),
+            known(write),
+            *switches,
+        )
 
     @property
     def usage_partial(self) -> bool:

@@ -165,6 +165,7 @@ struct task_struct {
 	char comm[16];
 	struct signal_struct *signal;
 	struct task_io_accounting ioac;
+	struct css_set *cgroups; /* only asked for: whether the kernel has cgroups */
 };
 
 struct linux_binprm {

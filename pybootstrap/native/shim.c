@@ -196,6 +196,8 @@ static int apply_settings(struct shim *s)
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_long, long_texts);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.captured, twice ? 2 : 1);
 	err = err ?: bpf_map__set_max_entries(skeleton->maps.claims, count_claims());
+	/* A kernel without cgroups has no such map. */
+	err = err ?: bpf_map__set_autocreate(skeleton->maps.cgroups, o->filters.cgroups > 0);
 	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exec, !old);
 	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exec_old, old);
 	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exit, !old);

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -254,3 +256,35 @@ def test_records_hold_no_stale_memory() -> None:
             pid, _ = run("/bin/true")
             for event in of_pids(collect(tracer, until_exit(pid)), {pid}):
                 assert b"mmm" not in event.__reduce__()[1][0]
+
+
+BTF = Path("/sys/kernel/btf/vmlinux")
+# Names of equal length, so that nothing else in the kernel's type information changes.
+LACKING = {b"\0read_bytes\0": b"\0gone_bytes\0", b"\0cgroups\0": b"\0gone_gr\0"}
+TRACE = """
+import json, os
+from pybootstrap import ExitEvent, Tracer
+with Tracer() as tracer:
+    pid = os.posix_spawn("/bin/true", ["true"], os.environ)
+    os.waitpid(pid, 0)
+    ended = next(e for e in tracer if isinstance(e, ExitEvent) and e.pid == pid)
+print(json.dumps(ended.asdict()))
+"""
+
+
+def test_a_kernel_that_keeps_less(tmp_path: Path) -> None:
+    """As CONFIG_TASK_IO_ACCOUNTING and CONFIG_CGROUPS leave it: by a BTF without those members."""
+    types = BTF.read_bytes()
+    for name, other in LACKING.items():
+        assert types.count(name) == 1
+        types = types.replace(name, other)
+    (tmp_path / "btf").write_bytes(types)
+    script = f'mount --bind "$0" {BTF} && exec "$@"'
+    command = ["sh", "-c", script, str(tmp_path / "btf"), sys.executable, "-c", TRACE]
+    done = subprocess.run(["unshare", "--mount", *command], capture_output=True, check=True)
+    ended = json.loads(done.stdout)
+    assert ended["cgroup_id"] is None
+    assert ended["usage"]["read_bytes"] is None
+    assert ended["usage"]["write_bytes"] is None
+    assert ended["usage"]["max_rss_bytes"] > 0
+    assert ended["filename"] == "/bin/true"
