@@ -52,7 +52,7 @@ test -n "$$missing" || exit 0; \
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: all deps run test test-kernels kernel-deps lint format sanitize fuzz soak bench wheel vmlinux clean help
+.PHONY: all deps test-deps run test test-kernels kernel-deps lint format sanitize fuzz soak bench wheel vmlinux clean help
 
 all: $(READY) build/bootstrap.1 ## Build into .venv (the default)
 	$(Q)$(PY) setup.py $(QUIET) build_ext --inplace
@@ -100,7 +100,16 @@ else
 	@$(AS_ROOT) $(VENV)/bin/bootstrap $(ARGS)
 endif
 
-test: all ## Run all tests, as root: make test ARGS='-k exec'
+# Who reads our JSON in the tests.
+test-deps: | deps
+	@missing=; \
+	need() { name=$$1; shift; "$$@" >/dev/null 2>&1 || missing="$$missing $$name"; }; \
+	need jq jq --version; \
+	need nodejs node --version; \
+	need perl perl -MJSON::PP -e 1; \
+	$(INSTALL_MISSING)
+
+test: all test-deps ## Run all tests, as root: make test ARGS='-k exec'
 	@$(AS_ROOT) env PYBOOTSTRAP_REQUIRE_KERNEL=1 $(PY) -m pytest -p no:cacheprovider $(ARGS)
 
 # What the wheel is made from, as far as what it does on a kernel goes.

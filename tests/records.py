@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Records as the BPF programs would send them, made through the C structs themselves."""
+"""Records as the BPF programs would send them, made through the C structs themselves; and what JSON
+objects made of them stand for."""
 
 from __future__ import annotations
 
+import calendar
+import time
+from base64 import b64decode
 from typing import Any
 
 from pybootstrap._native import ffi, lib
@@ -46,3 +50,19 @@ def exit_record(
 ) -> bytes:
     """One exit record; further members as `status=256`."""
     return _record("exit_record", lib.RECORD_EXIT, filename, args, fields)
+
+
+def exact_bytes(fields: dict[str, Any], name: str) -> Any:
+    """The bytes that a text of an object of `--json` stands for, or each of a list of texts."""
+    exact = fields.get(f"{name}_base64")
+    if isinstance(fields[name], list):
+        return list(map(b64decode, exact)) if exact else [text.encode() for text in fields[name]]
+    return b64decode(exact) if exact else fields[name].encode()
+
+
+def ns_of(stamp: str | None) -> int:
+    """The ns since the epoch that a time of RFC 3339 stands for; 0 for none."""
+    if stamp is None:
+        return 0
+    seconds = calendar.timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S"))
+    return seconds * 10**9 + int(stamp[20:29])

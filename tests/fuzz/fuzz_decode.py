@@ -30,7 +30,7 @@ from pybootstrap.errors import RecordError
 from pybootstrap.events import Decoder, Event, member
 from pybootstrap.render import TextRenderer
 from pybootstrap.render_json import render_json
-from tests.records import exec_record, exit_record
+from tests.records import exact_bytes, exec_record, exit_record, ns_of
 
 RENDERERS = [TextRenderer(args=args, long=long) for args in (False, True) for long in (False, True)]
 SIZES = {lib.RECORD_EXEC: "exec_record", lib.RECORD_EXIT: "exit_record"}
@@ -97,14 +97,34 @@ def check_json(events: list[Event]) -> None:
     assert lines.pop() == ""
     for line, event in zip(lines, events):
         loaded = json.loads(line)
-        expected = event._asdict() if isinstance(event, LostEvent) else event.asdict()
+        assert json.dumps(loaded, ensure_ascii=False).encode("utf-8")  # no lone surrogates
         assert loaded.pop("event") in {"exec", "exit", "lost"}
-        assert loaded == json.loads(json.dumps(expected))
-        if not isinstance(event, LostEvent):
-            assert os.fsencode(loaded["comm"]) == os.fsencode(event.comm)
-            if event.args is not None:
-                args = [os.fsencode(arg) for arg in event.args]
-                assert [os.fsencode(arg) for arg in loaded["args"]] == args
+        expected = event._asdict() if isinstance(event, LostEvent) else event.asdict()
+        for name in expected.keys() & {"time_ns", "since_ns"}:
+            assert ns_of(loaded[name[:-3]]) == expected.pop(name)
+        for name in expected.keys() & {"comm", "filename", "args"}:
+            check_text(loaded, name, expected.pop(name))
+        check_others(loaded, expected)
+
+
+def check_text(loaded: dict[str, Any], name: str, expected: Any) -> None:
+    if expected is None:
+        assert loaded[name] is None
+    elif isinstance(expected, str):
+        assert exact_bytes(loaded, name) == os.fsencode(expected)
+    else:
+        assert exact_bytes(loaded, name) == list(map(os.fsencode, expected))
+
+
+def check_others(loaded: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Numbers from 2**53 on have a second form, and only these."""
+    for name, value in expected.items():
+        if isinstance(value, dict):
+            check_others(loaded[name], value)
+        else:
+            assert loaded[name] == value
+            large = type(value) is int and value >= 2**53
+            assert loaded.get(f"{name}_exact") == (str(value) if large else None)
 
 
 # ---- Bytes that are nearly right ----

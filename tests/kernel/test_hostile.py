@@ -26,6 +26,7 @@ import pytest
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Tracer
 from tests.kernel.conftest import DEADLINE_S, Command, collect, execs, exits, of_pids, until_exit
+from tests.records import exact_bytes
 
 Start = Callable[..., Command]
 
@@ -182,11 +183,11 @@ def test_json_gives_back_every_byte(
         pid = event.get("pid")
         if pid in started:
             path = started[pid]
-            assert os.fsencode(event["filename"]) == path
-            assert [os.fsencode(arg) for arg in event["args"]] == argv
-            assert os.fsencode(event["comm"]) == os.path.basename(path)[:15]
+            assert exact_bytes(event, "filename") == path
+            assert exact_bytes(event, "args") == argv
+            assert exact_bytes(event, "comm") == os.path.basename(path)[:15]
         if pid in ended:
-            assert os.fsencode(event["comm"]) == ended[pid][:15]
+            assert exact_bytes(event, "comm") == ended[pid][:15]
         kinds.setdefault(pid, []).append(event["event"])
     assert all(kinds[pid] == ["exec", "exit"] for pid in started)
     assert all(kinds[pid] == ["exit"] for pid in ended)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
 import time
 from typing import Any
 
@@ -13,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pybootstrap import Event, LostEvent
+from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent
 from pybootstrap._native import lib
 from pybootstrap.events import Decoder
 from pybootstrap.render import HEADER, TextRenderer, escape
 from pybootstrap.render_json import render_json
-from tests.records import exec_record, exit_record
+from tests.records import exact_bytes, exec_record, exit_record
 
 NOON_NS = 1_700_000_000_000_000_000
 c_strings = st.binary(max_size=60).map(lambda b: b.replace(b"\0", b""))
@@ -44,6 +45,13 @@ SLEEP: dict[str, Any] = {
     "process__ppid": 17,
     "process__comm": b"sleep",
 }
+
+
+def as_json(event: ExecEvent | ExitEvent) -> dict[str, Any]:
+    """All fields of an event, with the time as JSON has it."""
+    fields = event.asdict()
+    second, ns = divmod(fields.pop("time_ns"), 10**9)
+    return {"time": time.strftime(f"%Y-%m-%dT%H:%M:%S.{ns:09d}Z", time.gmtime(second)), **fields}
 
 
 def test_header() -> None:
@@ -152,8 +160,8 @@ def test_json_is_lossless(filename: bytes, args: tuple[bytes, ...]) -> None:
     assert text.endswith("\n")
     assert text.count("\n") == 1
     fields = json.loads(text)
-    assert os.fsencode(fields["filename"]) == filename
-    assert [os.fsencode(arg) for arg in fields["args"]] == list(args)
+    assert exact_bytes(fields, "filename") == filename
+    assert exact_bytes(fields, "args") == list(args)
 
 
 def test_json_has_every_field_of_the_event() -> None:
@@ -163,11 +171,85 @@ def test_json_has_every_field_of_the_event() -> None:
     executed, ended = events[0], events[1]
     assert not isinstance(executed, LostEvent)
     assert not isinstance(ended, LostEvent)
-    assert first == {"event": "exec", **executed.asdict(), "args": ["sleep", "1"]}
-    assert second == {"event": "exit", **ended.asdict()}
+    assert first == {"event": "exec", **as_json(executed), "args": ["sleep", "1"]}
+    assert second == {"event": "exit", **as_json(ended)}
     assert second["signal_name"] == "SIGKILL"
     assert second["filename"] is None
-    assert third == {"event": "lost", "time_ns": 2, "since_ns": 1, "count": 3}
+    times = {"time": "1970-01-01T00:00:00.000000002Z", "since": "1970-01-01T00:00:00.000000001Z"}
+    assert third == {"event": "lost", **times, "count": 3}
+
+
+def test_json_of_a_loss_before_any_event() -> None:
+    lost = json.loads(render_json([LostEvent(time_ns=0, since_ns=0, count=3)]))
+    assert lost == {"event": "lost", "time": None, "since": None, "count": 3}
+
+
+HARD: dict[str, Any] = {
+    "record__time_ns": NOON_NS + 7,
+    "process__comm": b"caf\xc3",
+    "process__start_boottime_ns": 2**53 + 1,
+    "process__cgroup_id": 2**53 - 1,
+}
+HARD_ARGS = (
+    b"",
+    b"plain",
+    b"\xff\xfe",
+    "\u20ac \U0001f600".encode(),
+    b"\xed\xa0\x80",
+    b'"x":' + b"9" * 20,
+)
+
+
+def hard_lines() -> str:
+    exited = {"duration_ns": 2**64 - 2, "usage__read_bytes": 2**63 + 1}
+    return render_json(
+        decode(
+            exec_record(b"/tmp/\xe9", HARD_ARGS, **HARD),
+            exit_record(b"/tmp/\xe9", HARD_ARGS, **HARD, **exited),
+        )
+    )
+
+
+def test_json_of_values_that_parsers_cannot_hold() -> None:
+    executed, ended = map(json.loads, hard_lines().splitlines())
+    for fields in (executed, ended):
+        assert fields["time"] == "2023-11-14T22:13:20.000000007Z"
+        assert (fields["comm"], exact_bytes(fields, "comm")) == ("caf\ufffd", b"caf\xc3")
+        assert fields["filename"] == "/tmp/\ufffd"
+        assert exact_bytes(fields, "filename") == b"/tmp/\xe9"
+        assert fields["args"][3] == "\u20ac \U0001f600"
+        assert exact_bytes(fields, "args") == list(HARD_ARGS)
+        assert fields["start_boottime_ns_exact"] == str(2**53 + 1)
+        assert "cgroup_id_exact" not in fields
+    assert ended["duration_ns_exact"] == str(2**64 - 2)
+    assert ended["usage"]["read_bytes_exact"] == str(2**63 + 1)
+
+
+NODE = """
+const lines = require('fs').readFileSync(0, 'utf8').trimEnd().split('\\n');
+lines.forEach(line => console.log(JSON.stringify(JSON.parse(line))));
+"""
+READERS = {
+    "jq": ["jq", "-c", "."],
+    "node": ["node", "-e", NODE],
+    "perl": ["perl", "-MJSON::PP", "-ne", "print encode_json(decode_json($_)), qq(\\n)"],
+}
+
+
+def without_large_numbers(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without those that NAME_exact stands for."""
+    kept = {k: v for k, v in fields.items() if f"{k}_exact" not in fields}
+    return {k: without_large_numbers(v) if isinstance(v, dict) else v for k, v in kept.items()}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_json_survives_other_parsers(reader: str) -> None:
+    lines = hard_lines()
+    again = subprocess.run(
+        READERS[reader], input=lines, capture_output=True, check=True, encoding="utf-8"
+    ).stdout
+    written, read = ([json.loads(line) for line in text.splitlines()] for text in (lines, again))
+    assert list(map(without_large_numbers, read)) == list(map(without_large_numbers, written))
 
 
 def test_losses_are_no_lines_of_the_table() -> None:
