@@ -100,13 +100,14 @@ else
 	@$(AS_ROOT) $(VENV)/bin/bootstrap $(ARGS)
 endif
 
-# Who reads our JSON in the tests.
+# Who reads our JSON in the tests, and a workload.
 test-deps: | deps
 	@missing=; \
 	need() { name=$$1; shift; "$$@" >/dev/null 2>&1 || missing="$$missing $$name"; }; \
 	need jq jq --version; \
 	need nodejs node --version; \
 	need perl perl -MJSON::PP -e 1; \
+	need stress-ng stress-ng --version; \
 	$(INSTALL_MISSING)
 
 test: all test-deps ## Run all tests, as root: make test ARGS='-k exec'

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""A workload that nobody here wrote, stress-ng, with a witness in the kernel: process accounting.
+
+The kernel writes a record of acct(5) for each process that ends. Each must have its EXIT, with the
+same status, name and user; and there must be no other EXITs. PYBOOTSTRAP_STRESS_S=60 runs it longer
+(docs/exactness.md has the result).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from pybootstrap import Event, ExitEvent, Stats, Tracer
+from tests.kernel.conftest import DEADLINE_S
+
+SECONDS = int(os.environ.get("PYBOOTSTRAP_STRESS_S", "3"))
+USER = 64_997  # of nobody else, so that nothing else on the machine counts
+STRESSORS = (
+    *("fork", "vfork", "clone", "pthread", "exec"),
+    *("kill", "zombie", "exit-group", "sigsegv", "daemon"),
+)
+
+# struct acct_v3 of linux/acct.h; no padding.
+_ACCT = struct.Struct("=BBHIIIIIIf8H16s")
+_AFORK = 0x01  # forked and did not exec
+
+
+class Ended(NamedTuple):
+    """What both have to say about the end of a process."""
+
+    status: int
+    comm: bytes
+    uid: int
+
+
+def accounting(path: Path | None) -> None:
+    """Switches process accounting on or off: acct(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.acct(os.fsencode(path) if path else None):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+@contextlib.contextmanager
+def accounted(path: Path) -> Iterator[None]:
+    path.touch()
+    try:
+        accounting(path)
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            pytest.skip("this kernel has no process accounting (CONFIG_BSD_PROCESS_ACCT)")
+        raise
+    try:
+        yield
+    finally:
+        accounting(None)
+
+
+def of_user() -> list[str]:
+    """The processes of the user that are still there, zombies too."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_uid == USER:
+                found.append(path.name)
+    return found
+
+
+def start_stress(directory: str) -> subprocess.Popen[bytes]:
+    shutil.chown(directory, USER, USER)
+    stressors = [word for name in STRESSORS for word in (f"--{name}", "1")]
+    return subprocess.Popen(
+        [
+            *("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs"),
+            *("stress-ng", "--quiet", "--oom-avoid", "--timeout", str(SECONDS)),
+            *("--temp-path", directory, *stressors),
+        ]
+    )
+
+
+def trace_stress(path: Path) -> tuple[dict[int, list[ExitEvent]], Stats]:
+    """Runs it, accounted to the file at this path; its EXITs by pid, and the Tracer's counters."""
+    events: list[Event] = []
+    deadline = time.monotonic() + SECONDS + DEADLINE_S
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        tracer = stack.enter_context(Tracer(users=[USER], ring_size=2**26, max_processes=2**17))
+        stack.enter_context(accounted(path))
+        process = start_stress(directory)
+        while process.poll() is None or of_user():
+            assert time.monotonic() < deadline, of_user()
+            events += tracer.read(0.2)
+        tracer.stop()
+        events += tracer
+        stats = tracer.stats
+    assert process.returncode == 0
+    ended: dict[int, list[ExitEvent]] = defaultdict(list)
+    for event in events:
+        if isinstance(event, ExitEvent):
+            ended[event.pid].append(event)
+    return ended, stats
+
+
+def records(path: Path) -> Iterator[tuple[int, bool, Ended]]:
+    """Of each process of the user: its id, whether it ever called exec, and how it ended."""
+    for flag, _, _, status, uid, _, pid, *others in _ACCT.iter_unpack(path.read_bytes()):
+        if uid == USER:
+            yield pid, not flag & _AFORK, Ended(status, others[-1].partition(b"\0")[0], uid)
+
+
+def ending(event: ExitEvent) -> Ended:
+    status = event.exit_code << 8 | (event.signal or 0) | event.core_dumped << 7
+    return Ended(status, os.fsencode(event.comm), event.uid)
+
+
+def test_each_process_of_stress_ng_ends_once(tmp_path: Path) -> None:
+    seen, stats = trace_stress(tmp_path / "acct")
+    assert (stats.lost, stats.missed, stats.untracked) == (0, 0, 0)
+    expected: Counter[int] = Counter()
+    different = []
+    for pid, executed, end in records(tmp_path / "acct"):
+        number = expected[pid]
+        expected[pid] += 1
+        if number < len(seen[pid]):
+            event = seen[pid][number]
+            # AFORK stays set when another thread than the first has called exec.
+            if ending(event) != end or (executed and event.duration_since != "exec"):
+                different.append((event, executed, end))
+    exits = Counter({pid: len(events) for pid, events in seen.items()})
+    missing, extra = expected - exits, exits - expected
+    totals = [sum(counts.values()) for counts in (expected, exits, missing, extra)]
+    print("in acct {}, EXITs {}, missing {}, extra {}".format(*totals))
+    assert (missing, extra, different) == (Counter(), Counter(), [])
+    assert sum(expected.values()) > 100 * SECONDS
