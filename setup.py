@@ -196,19 +196,21 @@ def find_libbpf() -> Libbpf:
 
 def make_libbpf() -> Libbpf:
     """Static, position-independent, its symbols not visible outside of the extension."""
-    prefix = BUILD.resolve() / "libbpf"
+    prefix = BUILD / "libbpf"
+    # Seen from there, because its Makefile cannot do with spaces in our own path.
+    place = os.path.relpath(prefix, SUBMODULE / "src")
     archive = BUILD / "libbpf/libbpf.a"
     # CFLAGS=-fPIC would take away libbpf's own -O2.
     command = ["make", "-C", str(SUBMODULE / "src"), "BUILD_STATIC_ONLY=1"]
     command += ["EXTRA_CFLAGS=-fPIC", "PREFIX=", "INCLUDEDIR=/include", "LIBDIR=/lib"]
-    places = [f"OBJDIR={prefix}", f"DESTDIR={prefix}"]
+    command += [f"OBJDIR={place}", f"DESTDIR={place}"]
 
     def make() -> None:
         if not works("make", "--version"):
             raise missing("make", "make")
         shutil.rmtree(prefix, ignore_errors=True)
         jobs, log = f"-j{os.cpu_count()}", None if VERBOSE else BUILD / "libbpf.log"
-        run("env", "-u", "MAKEFLAGS", *command, *places, jobs, "install", output=log)
+        run("env", "-u", "MAKEFLAGS", *command, jobs, "install", output=log)
 
     sources = sorted(path for path in SUBMODULE.glob("**/*.[ch]") if path.is_file())
     step("MAKE", archive, [SUBMODULE / "src/Makefile", *sources], shlex.join(command), make)
