@@ -26,6 +26,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/utsname.h>
@@ -60,12 +61,15 @@ _Static_assert(sizeof(struct exit_record) + TEXT_SIZE <= SHIM_MIN_READ,
 _Static_assert(2 * (sizeof(struct exit_record) + TEXT_SIZE) <= SHIM_MIN_RING,
 	       "any ring must hold any record");
 
+enum { NOT_SUPPORTED = 524 }; /* the kernel's ENOTSUPP, which errno.h lacks */
+
 enum woken_by { BY_RING = 1, BY_TIMER = 2, BY_STOP = 4, BY_SIGNAL = 8 };
 
 struct shim {
 	atomic_uint calls; /* in progress, and CLOSED */
 	bool released;
 	struct bootstrap_bpf *skeleton;
+	bool old; /* handle_exec_old and handle_exit_old run */
 	struct ring_buffer *rb;
 	int epoll_fd;
 	int timer_fd;
@@ -128,6 +132,14 @@ static int leave(struct shim *s, int result)
 
 /* ---- What is about this tool, and not about any: its settings and its counters ---- */
 
+static long long now_ns(clockid_t clock)
+{
+	struct timespec t;
+
+	clock_gettime(clock, &t);
+	return t.tv_sec * NSEC_PER_SEC + t.tv_nsec;
+}
+
 static bool kernel_is_at_least(unsigned int want_major, unsigned int want_minor)
 {
 	unsigned int major = 0, minor = 0;
@@ -136,12 +148,6 @@ static bool kernel_is_at_least(unsigned int want_major, unsigned int want_minor)
 	if (uname(&name) || sscanf(name.release, "%u.%u", &major, &minor) < 1)
 		return false;
 	return major > want_major || (major == want_major && minor >= want_minor);
-}
-
-/* By version: a kernel that got bpf_loop() earlier runs the other programs just as well. */
-static bool has_bpf_loop(void)
-{
-	return kernel_is_at_least(5, 17);
 }
 
 /*
@@ -172,14 +178,13 @@ static int apply_settings(struct shim *s)
 {
 	const struct shim_settings *o = &s->settings;
 	struct bootstrap_bpf *skeleton = s->skeleton;
-	const bool twice = kernel_is_at_least(7, 0);
+	const bool old = s->old, twice = kernel_is_at_least(7, 0) && !old;
 	unsigned int texts = o->capture_args ? o->max_processes : 1;
 	/* Linux 5.10 has no map larger than 4 GiB, even of entries that are not there yet. */
 	unsigned int short_texts = texts < 1 << 22 ? texts : 1 << 22;
 	/* And whoever runs programs with long arguments shall not fill more than 64 MiB. */
 	unsigned int long_texts = texts < 4096 ? texts : 4096;
 	unsigned int slots = count_slots(o), slot_texts = o->capture_args ? slots : 1;
-	const bool old = !has_bpf_loop();
 	int err;
 
 	skeleton->rodata->min_duration_ns = o->min_duration_ns;
@@ -247,7 +252,6 @@ static void count(struct shim *s, struct shim_stats *stats)
 {
 	const struct bootstrap_bpf__bss *bss = s->skeleton->bss;
 	const __typeof__(s->skeleton->progs) *progs = &s->skeleton->progs;
-	const bool old = !has_bpf_loop();
 
 	stats->received = s->received;
 	stats->produced = counter(&bss->produced);
@@ -255,8 +259,8 @@ static void count(struct shim *s, struct shim_stats *stats)
 	stats->untracked = counter(&bss->untracked);
 	stats->truncated = counter(&bss->truncated);
 	stats->missed =
-		missed(old ? progs->handle_exec_old : progs->handle_exec, progs->exec_again) +
-		missed(old ? progs->handle_exit_old : progs->handle_exit, progs->exit_again);
+		missed(s->old ? progs->handle_exec_old : progs->handle_exec, progs->exec_again) +
+		missed(s->old ? progs->handle_exit_old : progs->handle_exit, progs->exit_again);
 	/* After dropping privileges the query may fail: then the last known value stands. */
 	s->missed = stats->missed > s->missed ? stats->missed : s->missed;
 	stats->missed = s->missed;
@@ -387,7 +391,36 @@ static int open_descriptors(struct shim *s)
 	return err ?: watch(s, s->signal_pipe[0], EPOLLIN, BY_SIGNAL);
 }
 
-/* What our time namespace adds to the CLOCK_BOOTTIME that the BPF programs see: time_namespaces(7). */
+static bool children_share_time(void)
+{
+	struct stat ours, theirs;
+
+	return stat("/proc/self/ns/time", &ours) ||
+	       stat("/proc/self/ns/time_for_children", &theirs) || ours.st_ino == theirs.st_ino;
+}
+
+/* The kernel notes when it begins to load a program, whatever our time namespace. */
+static long long measured_offset_ns(void)
+{
+	const struct bpf_insn nothing[] = {{.code = BPF_ALU64 | BPF_MOV | BPF_K},
+					   {.code = BPF_JMP | BPF_EXIT}};
+	const long long now = now_ns(CLOCK_BOOTTIME);
+	int fd = bpf_prog_load(BPF_PROG_TYPE_SOCKET_FILTER, NULL, "GPL", nothing, 2, NULL);
+	struct bpf_prog_info info = {};
+	__u32 size = sizeof(info);
+
+	if (fd < 0) /* then nothing else will load */
+		return 0;
+	if (bpf_obj_get_info_by_fd(fd, &info, &size))
+		info.load_time = now;
+	close(fd);
+	return now - (long long)info.load_time;
+}
+
+/*
+ * What our time namespace adds to the CLOCK_BOOTTIME that the BPF programs see: time_namespaces(7).
+ * /proc tells of the one that children get, which is ours unless this process called unshare(2).
+ */
 static long long boottime_offset_ns(void)
 {
 	FILE *offsets = fopen("/proc/self/timens_offsets", "re");
@@ -396,6 +429,10 @@ static long long boottime_offset_ns(void)
 
 	if (!offsets)
 		return 0;
+	if (!children_share_time()) {
+		fclose(offsets);
+		return measured_offset_ns();
+	}
 	while (fscanf(offsets, "%15s %lld %lld", name, &seconds, &nanoseconds) == 3)
 		if (strcmp(name, "boottime") == 0)
 			offset = seconds * NSEC_PER_SEC + nanoseconds;
@@ -412,6 +449,27 @@ struct shim *shim_new(void)
 	return s;
 }
 
+static int open_programs(struct shim *s, bool old)
+{
+	bootstrap_bpf__destroy(s->skeleton);
+	s->skeleton = bootstrap_bpf__open();
+	s->old = old;
+	return s->skeleton ? apply_settings(s) : -errno;
+}
+
+/*
+ * A kernel before 5.17 has no bpf_loop(), and any kernel without JIT refuses its callback. If one
+ * has it and not the JIT, or refuses what else only these programs have, the old ones will do.
+ */
+static int load_programs(struct shim *s)
+{
+	int err = bootstrap_bpf__load(s->skeleton);
+
+	if (s->old || (err != -EINVAL && err != -NOT_SUPPORTED))
+		return err;
+	return open_programs(s, true) ?: bootstrap_bpf__load(s->skeleton);
+}
+
 static int open_skeleton(struct shim *s, const struct shim_settings *settings)
 {
 	sigset_t signals;
@@ -424,9 +482,7 @@ static int open_skeleton(struct shim *s, const struct shim_settings *settings)
 	if (err)
 		return err;
 	begin(s, &signals);
-	s->skeleton = bootstrap_bpf__open();
-	err = s->skeleton ? apply_settings(s) : -errno;
-	return end(err, &signals);
+	return end(open_programs(s, !kernel_is_at_least(5, 17)), &signals);
 }
 
 int shim_open(struct shim *s, const struct shim_settings *settings)
@@ -441,7 +497,7 @@ static int load(struct shim *s)
 	int ring_fd, err;
 
 	begin(s, &signals);
-	err = bootstrap_bpf__load(s->skeleton);
+	err = load_programs(s);
 	err = err ?: apply_cgroups(s);
 	if (err)
 		return end(err, &signals);
@@ -562,14 +618,6 @@ int shim_give_up_privileges(unsigned int uid, unsigned int gid)
 }
 
 /* ---- Read ---- */
-
-static long long now_ns(clockid_t clock)
-{
-	struct timespec t;
-
-	clock_gettime(clock, &t);
-	return t.tv_sec * NSEC_PER_SEC + t.tv_nsec;
-}
 
 /* libbpf calls this for each record; a negative result ends the round after this record. */
 static int take_record(void *ctx, void *data, size_t size)
