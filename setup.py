@@ -152,6 +152,15 @@ def check_library(name: str, debian: str, fedora: str) -> None:
         raise missing(f"{name} with its headers", debian, fedora)
 
 
+def check_python() -> None:
+    """The limited API and the Tracer both rely on the interpreter's lock."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        sys.exit(
+            "pybootstrap: free-threaded Python (3.13t, 3.14t) is not supported: use the ordinary "
+            "build of the same version"
+        )
+
+
 def check_c_toolchain() -> None:
     """What every build needs, of libbpf only what is under it."""
     cc = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
@@ -278,6 +287,7 @@ class BuildExt(build_ext):
     """Every step up to pybootstrap/_native.abi3.so."""
 
     def run(self) -> None:
+        check_python()
         check_c_toolchain()
         find_libbpf()
         make_skeleton()

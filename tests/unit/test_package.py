@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +73,20 @@ def test_named_tuples_are_as_typing_makes_them(kind: typing.Any) -> None:
     assert type(value) is kind
     with pytest.raises(TypeError):
         kind(*values, 1)
+
+
+def test_the_build_refuses_a_free_threaded_python() -> None:
+    code = (
+        "import runpy, sys, sysconfig; sysconfig.get_config_vars()['Py_GIL_DISABLED'] = 1; "
+        "sys.argv = ['setup.py', '-q', 'build_ext', '--inplace']; "
+        "runpy.run_path('setup.py', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("pybootstrap: free-threaded Python")
