@@ -114,13 +114,6 @@ static __always_inline void *ring_reserve(u64 size)
 	return r;
 }
 
-/* Counts a record that cannot be made as one that found the ring full. */
-static __always_inline void ring_lose(void)
-{
-	__sync_fetch_and_add(&produced, 1);
-	__sync_fetch_and_add(&lost, 1);
-}
-
 static __always_inline void ring_submit(struct record *r, u32 size, u16 kind, u16 flags,
 					u64 time_ns)
 {

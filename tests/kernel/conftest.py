@@ -17,7 +17,7 @@ import pytest
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Tracer
 
 # What the BPF object has, by the names that the kernel shows: of maps 15 bytes.
-_BPF = "".join(path.read_text() for path in (Path(__file__).parents[2] / "bpf").iterdir())
+_BPF = "".join(path.read_text() for path in (Path(__file__).parents[2] / "bpf").glob("*.[ch]"))
 PROGRAMS = re.findall(r'^SEC\("tp_btf/\w+"\)\nint (\w+)\(', _BPF, re.MULTILINE)
 MAPS = [name[:15] for name in re.findall(r'^\} (\w+) SEC\("\.maps"\);', _BPF, re.MULTILINE)]
 MAPS += ["bootstra.rodata", "bootstra.bss", "bootstra.data"]
