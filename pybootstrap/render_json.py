@@ -48,7 +48,7 @@ _exit_object = layout("exit_record", *_PROCESS, "duration_ns", *USAGE, "status")
 
 _IDENTITY = (
     '"time":"%s%09dZ","pid":%d,"ppid":%d,"uid":%d,"gid":%d,"sid":%d,"ns_pid":%d,"cgroup_id":%d,'
-    '"start_boottime_ns":%d,%s,%s,"args_truncated":%s'
+    '"start_boottime_ns":%s,%s,%s,"args_truncated":%s'
 )
 _EXEC = '{"event":"exec",' + _IDENTITY + "}\n"
 _EXIT = (
@@ -65,14 +65,21 @@ _SAFE_BITS = 53  # of a number that is a double in so many parsers
 _large_number = re.compile(r'"(\w+)":([0-9]{16,})')  # never in text: there quotes are escaped
 
 
+def _start(ns: int) -> int | str:
+    """`start_boottime_ns`, which is a large number on all machines that run for 105 days."""
+    return f'{ns},"start_boottime_ns_exact":"{ns}"' if ns >> _SAFE_BITS else ns
+
+
 def _with_exact_numbers(line: str) -> str:
-    """The line, with NAME_exact after each number that a double may not hold.
+    """The line, with NAME_exact after each other number that a double may not hold.
 
     And with null for one that is not known, which is the largest that there is.
     """
 
     def add(number: re.Match[str]) -> str:
         name, digits = number.groups()
+        if name == "start_boottime_ns":  # has it already
+            return number[0]
         if name in _MAY_LACK and known(int(digits)) is None:
             return f'"{name}":null'
         return f'{number[0]},"{name}_exact":"{digits}"' if int(digits) >> _SAFE_BITS else number[0]
@@ -149,11 +156,11 @@ def _exec_json(record: bytes) -> str:
     flags, time_ns, start_ns, cgroup, pid, ppid, uid, gid, sid, ns_pid, comm = _exec_object(record)
     line = _EXEC % (
         *_time(time_ns),
-        *(pid, ppid, uid, gid, sid, ns_pid, cgroup, start_ns, _comm_json(comm)),
+        *(pid, ppid, uid, gid, sid, ns_pid, cgroup, _start(start_ns), _comm_json(comm)),
         of(_text_json, record[ExecEvent.HEAD_SIZE :]),
         "true" if flags & _ARGS_CUT else "false",
     )
-    return _with_exact_numbers(line) if (cgroup | start_ns) >> _SAFE_BITS else line
+    return _with_exact_numbers(line) if cgroup >> _SAFE_BITS else line
 
 
 def _exit_json(record: bytes) -> str:
@@ -162,7 +169,7 @@ def _exit_json(record: bytes) -> str:
     duration_ns, utime, stime, runtime, rss_pages, *others, status = fields[11:]
     line = _EXIT % (
         *_time(time_ns),
-        *(pid, ppid, uid, gid, sid, ns_pid, cgroup, start_ns, _comm_json(comm)),
+        *(pid, ppid, uid, gid, sid, ns_pid, cgroup, _start(start_ns), _comm_json(comm)),
         of(_text_json, record[ExitEvent.HEAD_SIZE :]),
         "true" if flags & _ARGS_CUT else "false",
         _ending_json(status),
@@ -171,7 +178,7 @@ def _exit_json(record: bytes) -> str:
         *(used := (*split_cpu_time(utime, stime, runtime), rss_pages * PAGE_SIZE, *others)),
         "true" if flags & lib.USAGE_PARTIAL else "false",
     )
-    large = max(cgroup, start_ns, duration_ns, *used) >> _SAFE_BITS
+    large = max(cgroup, duration_ns, *used) >> _SAFE_BITS
     return _with_exact_numbers(line) if large else line
 
 
