@@ -207,7 +207,7 @@ def make_libbpf() -> Libbpf:
     """Static, position-independent, its symbols not visible outside of the extension."""
     prefix = BUILD / "libbpf"
     # Seen from there, because its Makefile cannot do with spaces in our own path.
-    place = os.path.relpath(prefix, SUBMODULE / "src")
+    place = os.path.relpath(prefix.resolve(), (SUBMODULE / "src").resolve())
     archive = BUILD / "libbpf/libbpf.a"
     # CFLAGS=-fPIC would take away libbpf's own -O2.
     command = ["make", "-C", str(SUBMODULE / "src"), "BUILD_STATIC_ONLY=1"]

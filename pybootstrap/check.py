@@ -85,11 +85,14 @@ def _capabilities() -> Check:
     missing = [name for name, bit in _CAPABILITIES.items() if not held >> bit & 1]
     if not missing or held >> _CAP_SYS_ADMIN & 1:
         return Check("capabilities", True, " and ".join(_CAPABILITIES), "privilege")
+    if os.geteuid() == 0:  # of a container or service
+        remedy = "this root lacks them: have its container or service keep them"
+    else:
+        remedy = "run it as root, for example with sudo"
     return Check(
         "capabilities",
         False,
-        f"tracing needs the capabilities {' and '.join(missing)}: run it as root, for example with "
-        "sudo",
+        f"tracing needs the capabilities {' and '.join(missing)}: {remedy}",
         "privilege",
     )
 

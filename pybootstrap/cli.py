@@ -12,6 +12,7 @@ import stat
 import sys
 import time
 from collections.abc import Sequence
+from errno import EIO
 
 from pybootstrap._typing import TYPE_CHECKING
 
@@ -95,7 +96,7 @@ def _trace(options: argparse.Namespace) -> int:
     if options.output is None:
         _stdout()  # is there any?
     invoker = invoking_account(os.environ)
-    become = account(options.run_as) if options.run_as else invoker
+    become = invoker if options.run_as is None else account(options.run_as)
     renderer = _make_renderer(options)
     tracer = _make_tracer(options)
     # Whatever is imported must be by now: the user we switch to may not be able to read it.
@@ -198,9 +199,10 @@ def _report_losses(stats: Stats, strict: bool) -> int:
     """Says what is missing in the output; returns the exit status."""
     lost = stats.lost + stats.missed
     if lost:
+        left_out = f", the kernel left out at most {stats.missed}" if stats.missed else ""
         _say(
             f"{lost} of {stats.produced + stats.missed} events were lost: {stats.lost} found the "
-            f"ring buffer full (see --ring-size), the kernel left out at most {stats.missed}"
+            f"ring buffer full (see --ring-size){left_out}"
         )
     if stats.untracked:
         _say(
@@ -305,6 +307,7 @@ class _Output:
         self._fd = fd
         self._encoding = encoding
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        self._is_terminal = os.isatty(fd)
         poller = select.poll()
         poller.register(fd, select.POLLOUT)
         self._poll = poller.poll
@@ -321,6 +324,8 @@ class _Output:
         except BrokenPipeError:
             raise
         except OSError as error:
+            if error.errno == EIO and self._is_terminal:  # it was closed
+                raise BrokenPipeError from None
             raise _OutputError(error.strerror) from None
 
     def _write_some(self, data: bytes) -> int:

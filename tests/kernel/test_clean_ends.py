@@ -141,6 +141,21 @@ def test_the_command_is_ended_by_a_signal(bootstrap: Start, number: signal.Signa
     assert_nothing_is_left()
 
 
+def test_the_terminal_is_closed(bootstrap: Start) -> None:
+    """With events that it has gathered, and can show to nobody any more."""
+    terminal, inner = os.openpty()
+    with signal_as(signal.SIGHUP, signal.SIG_DFL):
+        command = bootstrap(stdout=inner, start_new_session=True)
+    os.close(inner)
+    shown = b""
+    while b"\n" not in shown:
+        shown += os.read(terminal, 4096)
+    run("/bin/true")
+    os.close(terminal)
+    command.process.send_signal(signal.SIGHUP)
+    assert command.end() == (0, "", "")
+
+
 def test_the_command_goes_on_under_nohup(bootstrap: Start) -> None:
     with signal_as(signal.SIGHUP, signal.SIG_IGN):
         command = bootstrap("--latency", "0")
