@@ -33,10 +33,10 @@ export V VMLINUX
 
 BUILT = build dist $(VENV) *.egg-info pybootstrap/*.so .hypothesis .*_cache \
 	__pycache__ */__pycache__ */*/__pycache__
-C_FILES = $(wildcard bpf/*.[ch] pybootstrap/native/*.[ch] vmlinux/*.h bench/*.[ch] tests/exactness/*.c tests/kernel/*.c tests/sanitize/*.c)
+C_FILES = $(wildcard bpf/*.[ch] pybootstrap/native/*.[ch] vmlinux/*.h bench/*.[ch] tests/exactness/*.c tests/live/*.c tests/sanitize/*.c)
 
 # Programs beside the package; each directory is checked by itself.
-SCRIPTS = $(wildcard bench tests/exactness tests/kernels tests/sanitize tests/fuzz tests/soak)
+SCRIPTS = $(wildcard bench tests/exactness tests/matrix tests/sanitize tests/fuzz tests/soak)
 
 # The end of a recipe whose shell has put the names of missing packages into $$missing.
 define INSTALL_MISSING
@@ -127,9 +127,9 @@ kernel-deps: | deps
 	need busybox-static busybox true; \
 	$(INSTALL_MISSING)
 
-test-kernels: build/kernels/wheel kernel-deps ## Run the checks of tests/kernels on Debian's kernels, old and new
+test-kernels: build/kernels/wheel kernel-deps ## Run the checks of tests/matrix on Debian's kernels, old and new
 	$(Q)ls dist/*.whl >/dev/null 2>&1 || $(MAKE) wheel
-	$(Q)$(PY) tests/kernels/run.py --wheel dist/*.whl --cache build/kernels $(ARGS)
+	$(Q)$(PY) tests/matrix/run.py --wheel dist/*.whl --cache build/kernels $(ARGS)
 
 lint: all ## Check style and types
 	$(Q)$(PY) -m ruff check $(QUIET)

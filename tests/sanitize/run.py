@@ -21,7 +21,7 @@ TREE = ROOT / "build/sanitize"
 CC = shlex.split(os.environ.get("CC", "gcc"))
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 FLAGS = [*SANITIZE, "-fno-omit-frame-pointer", "-g", "-O1"]
-TESTS = ["tests/kernel/test_tracer.py", "tests/kernel/test_events.py"]
+TESTS = ["tests/live/test_tracer.py", "tests/live/test_events.py"]
 # ASan keeps freed memory for a while, which this test would take for a leak: that is leaks.c's job.
 NOT_HERE = "not leak_nothing"
 ERRORS = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "runtime error:")

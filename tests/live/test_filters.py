@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pybootstrap import ExecEvent, ExitEvent, SettingError, Tracer
-from tests.kernel.conftest import DEADLINE_S, Command, run
+from tests.live.conftest import DEADLINE_S, Command, run
 
 
 def traced(tracer: Tracer) -> list[ExecEvent | ExitEvent]:

@@ -23,7 +23,7 @@ from pybootstrap import (
     Stats,
     Tracer,
 )
-from tests.kernel.conftest import DEADLINE_S, collect, exits, of_pids, run, until_exit
+from tests.live.conftest import DEADLINE_S, collect, exits, of_pids, run, until_exit
 
 
 def test_the_callback_gets_every_event() -> None:

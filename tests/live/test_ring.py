@@ -16,8 +16,8 @@ from typing import Any, Callable
 import pytest
 
 from pybootstrap import Event, ExecEvent, LostEvent, Stats, Tracer
-from tests.kernel.conftest import DEADLINE_S, collect
-from tests.kernel.source import A, B, Sender, Size, Source, build
+from tests.live.conftest import DEADLINE_S, collect
+from tests.live.source import A, B, Sender, Size, Source, build
 
 Trace = Callable[..., AbstractContextManager[tuple[Tracer, Source]]]
 

@@ -19,7 +19,7 @@ import pytest
 
 from pybootstrap import SettingError
 from pybootstrap.privileges import Account, account, invoking_account
-from tests.kernel.conftest import DEADLINE_S, Command, run
+from tests.live.conftest import DEADLINE_S, Command, run
 
 NOBODY = pwd.getpwnam("nobody")
 SUDO = {"SUDO_UID": str(NOBODY.pw_uid), "SUDO_GID": str(NOBODY.pw_gid)}

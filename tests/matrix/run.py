@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 """Run guest.py on Debian's kernels, each booted under qemu, and on the host's own kernel.
 
-    python tests/kernels/run.py --wheel dist/NAME.whl [--kernel oldest --kernel newest ...]
+    python tests/matrix/run.py --wheel dist/NAME.whl [--kernel oldest --kernel newest ...]
 
 Prints a table of kernels and checks. Ends with status 0 when every row passed; with 1 when a check
 failed, a guest did not finish, or (unless --allow-missing) a row could not be run at all.

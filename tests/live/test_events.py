@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pybootstrap import ExecEvent, ExitEvent, Tracer
-from tests.kernel.conftest import collect, execs, exits, of_pids, run, until_exit
+from tests.live.conftest import collect, execs, exits, of_pids, run, until_exit
 
 
 def same_time(one_ns: int, other_ns: int) -> bool:

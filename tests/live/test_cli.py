@@ -19,7 +19,7 @@ import pytest
 
 from pybootstrap import __version__
 from pybootstrap.render import HEADER
-from tests.kernel.conftest import DEADLINE_S, PROGRAMS, Command, run
+from tests.live.conftest import DEADLINE_S, PROGRAMS, Command, run
 
 Start = Callable[..., Command]
 LINE = re.compile(

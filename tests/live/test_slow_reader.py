@@ -23,7 +23,7 @@ from typing import Any, Callable
 import pytest
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Tracer
-from tests.kernel.conftest import DEADLINE_S, Command, exits, run
+from tests.live.conftest import DEADLINE_S, Command, exits, run
 from tests.records import ns_of
 
 Start = Callable[..., Command]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workload import (
+
+from tests.exactness.workload import (
     TRAPS,
     Difference,
     Recording,
@@ -26,8 +27,6 @@ from workload import (
     record,
     split_status,
 )
-
-pytestmark = pytest.mark.kernel
 
 PROCESSES = int(os.environ.get("PYBOOTSTRAP_EXACTNESS", "2000"))
 SEED = int(os.environ.get("PYBOOTSTRAP_EXACTNESS_SEED", "1"))

@@ -24,7 +24,7 @@ import pytest
 
 import pybootstrap
 from pybootstrap import Event, StateError, Tracer
-from tests.kernel.conftest import DEADLINE_S, Command, run, until_exit
+from tests.live.conftest import DEADLINE_S, Command, run, until_exit
 
 ONE_HOUR_MS = 3_600_000
 PACKAGE = os.path.dirname(pybootstrap.__file__)

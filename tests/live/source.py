@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HERE = Path("tests/kernel")
+HERE = Path("tests/live")
 A, B = (sorted(os.sched_getaffinity(0)) * 2)[:2]
 
 

@@ -24,7 +24,7 @@ from typing import Any, Callable
 import pytest
 
 from pybootstrap import Event, StateError, Tracer
-from tests.kernel.conftest import (
+from tests.live.conftest import (
     DEADLINE_S,
     MAPS,
     PROGRAMS,
@@ -34,7 +34,7 @@ from tests.kernel.conftest import (
     run,
     until_exit,
 )
-from tests.kernel.test_cli import all_fdinfo
+from tests.live.test_cli import all_fdinfo
 
 Start = Callable[..., Command]
 

@@ -25,7 +25,7 @@ from typing import Callable
 import pytest
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Tracer
-from tests.kernel.conftest import DEADLINE_S, Command, collect, execs, exits, of_pids, until_exit
+from tests.live.conftest import DEADLINE_S, Command, collect, execs, exits, of_pids, until_exit
 from tests.records import exact_bytes
 
 Start = Callable[..., Command]

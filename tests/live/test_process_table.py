@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pybootstrap import ExitEvent, Tracer
-from tests.kernel.conftest import DEADLINE_S, collect, execs, exits, until_exit
-from tests.kernel.test_clean_ends import bpftool
-from tests.kernel.test_slow_reader import wait_until
+from tests.live.conftest import DEADLINE_S, collect, execs, exits, until_exit
+from tests.live.test_clean_ends import bpftool
+from tests.live.test_slow_reader import wait_until
 
 # With so few slots ids that are equal modulo 64 have the same one.
 FEW = 64
