@@ -13,6 +13,8 @@ import pytest
 
 from pybootstrap import BootstrapError, Tracer
 
+pytest.register_assert_rewrite("tests.support")
+
 
 @functools.cache
 def why_no_kernel() -> str | None:

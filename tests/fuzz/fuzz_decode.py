@@ -30,7 +30,7 @@ from pybootstrap.errors import RecordError
 from pybootstrap.events import Decoder, Event, member
 from pybootstrap.render import TextRenderer
 from pybootstrap.render_json import render_json
-from tests.records import exact_bytes, exec_record, exit_record, ns_of
+from tests.support import exact_bytes, exec_record, exit_record, ns_of
 
 RENDERERS = [TextRenderer(args=args, long=long) for args in (False, True) for long in (False, True)]
 SIZES = {lib.RECORD_EXEC: "exec_record", lib.RECORD_EXIT: "exit_record"}

@@ -8,97 +8,51 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
-import re
 import select
 import signal
 import subprocess
 import sys
 import threading
-import time
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 
 from pybootstrap import Event, StateError, Tracer
-from tests.live.conftest import (
+from tests.support import (
     DEADLINE_S,
-    MAPS,
-    PROGRAMS,
+    ONE_HOUR_MS,
     Command,
+    assert_nothing_is_left,
     collect,
     exits,
+    handler,
+    held_by,
+    in_kernel,
+    join,
+    poll_until,
     run,
+    run_until,
+    status_of,
     until_exit,
+    wait_until,
+    waits_in,
 )
-from tests.live.test_cli import all_fdinfo
 
 Start = Callable[..., Command]
-
-IDS = re.compile(r"^(prog|map|link)_id:\t(\d+)$", re.MULTILINE)
-
-
-def bpftool(*words: str) -> list[dict[str, Any]]:
-    listing = subprocess.run(
-        ["bpftool", "--json", *words],
-        env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"},
-        capture_output=True,
-        check=True,
-    )
-    found: list[dict[str, Any]] = json.loads(listing.stdout or "[]")
-    return found
-
-
-def held_by_somebody() -> set[tuple[str, str]]:
-    held: set[tuple[str, str]] = set()
-    for info in all_fdinfo():
-        held.update(IDS.findall(info))
-    return held
-
-
-def held_by(pid: int) -> set[tuple[str, str]]:
-    """What of BPF a process has open."""
-    held: set[tuple[str, str]] = set()
-    for info in Path(f"/proc/{pid}/fdinfo").glob("*"):
-        with contextlib.suppress(OSError):
-            held.update(IDS.findall(info.read_text()))
-    return held
-
-
-def left_in_kernel() -> list[tuple[str, int]]:
-    """Programs, maps and links of ours that no process holds."""
-    programs = {p["id"] for p in bpftool("prog", "list") if p.get("name") in PROGRAMS}
-    ours = [("prog", number) for number in programs]
-    ours += [("map", m["id"]) for m in bpftool("map", "list") if m.get("name") in MAPS]
-    ours += [("link", k["id"]) for k in bpftool("link", "list") if k.get("prog_id") in programs]
-    held = held_by_somebody()
-    return [(kind, number) for kind, number in ours if (kind, str(number)) not in held]
-
-
-def assert_nothing_is_left() -> None:
-    """The kernel frees them a little later than the last descriptor is closed."""
-    end = time.monotonic() + DEADLINE_S
-    while left := left_in_kernel():
-        assert time.monotonic() < end, left
-        time.sleep(0.1)
 
 
 def test_what_is_ours_is_found_in_the_kernel() -> None:
     """Else the other tests would find nothing for the wrong reason."""
     with Tracer():
-        mine = held_by(os.getpid())
-        programs = {p["id"] for p in bpftool("prog", "list") if p.get("name") in PROGRAMS}
-        maps = {m["id"] for m in bpftool("map", "list") if m.get("name") in MAPS}
-        links = {k["id"] for k in bpftool("link", "list") if k.get("prog_id") in programs}
-        assert len({n for kind, n in mine if kind == "prog" and int(n) in programs}) == 2
-        held = {int(n) for kind, n in mine if kind == "map"}
-        assert len(held) >= 3
-        assert held <= maps  # none has a name that is not looked for
-        assert len({n for kind, n in mine if kind == "link" and int(n) in links}) == 2
-    assert not held_by(os.getpid())
+        mine = held_by()
+        assert mine <= in_kernel()  # none has a name that is not looked for
+        count = Counter(kind for kind, _ in mine)
+        assert (count["prog"], count["link"]) == (2, 2)
+        assert count["map"] >= 3
+    assert not held_by()
     assert_nothing_is_left()
 
 
@@ -127,7 +81,7 @@ WITH = f"with Tracer(on_event=lambda e: None) as tracer:\n    {READY}"
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
 def test_the_command_is_ended_by_a_signal(bootstrap: Start, number: signal.Signals) -> None:
-    with signal_as(signal.SIGHUP, signal.SIG_DFL):
+    with handler(signal.SIGHUP, signal.SIG_DFL):
         command = bootstrap()
     command.wait_for_header()
     assert held_by(command.process.pid)
@@ -144,7 +98,7 @@ def test_the_command_is_ended_by_a_signal(bootstrap: Start, number: signal.Signa
 def test_the_terminal_is_closed(bootstrap: Start) -> None:
     """With events that it has gathered, and can show to nobody any more."""
     terminal, inner = os.openpty()
-    with signal_as(signal.SIGHUP, signal.SIG_DFL):
+    with handler(signal.SIGHUP, signal.SIG_DFL):
         command = bootstrap(stdout=inner, start_new_session=True)
     os.close(inner)
     shown = b""
@@ -157,23 +111,13 @@ def test_the_terminal_is_closed(bootstrap: Start) -> None:
 
 
 def test_the_command_goes_on_under_nohup(bootstrap: Start) -> None:
-    with signal_as(signal.SIGHUP, signal.SIG_IGN):
+    with handler(signal.SIGHUP, signal.SIG_IGN):
         command = bootstrap("--latency", "0")
     command.wait_for_header()
     command.process.send_signal(signal.SIGHUP)
     pid, _ = run("/bin/true")
     _, out, _ = command.end(signal.SIGTERM)
     assert out.count(f" {pid} ") == 2
-
-
-@contextlib.contextmanager
-def signal_as(number: signal.Signals, disposition: signal.Handlers) -> Iterator[None]:
-    """What is started meanwhile inherits it."""
-    before = signal.signal(number, disposition)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGQUIT])
@@ -217,11 +161,7 @@ ENDS: dict[str, tuple[str, int, str]] = {
 @pytest.mark.parametrize(("script", "status", "said"), ENDS.values(), ids=ENDS.keys())
 def test_a_script_ends(script: str, status: int, said: str) -> None:
     process = start_script(script)
-    end = time.monotonic() + DEADLINE_S
-    while process.poll() is None:
-        assert time.monotonic() < end
-        run("/bin/true")  # something to see
-        time.sleep(0.02)
+    run_until(lambda: process.poll() is not None)
     _, err = process.communicate()
     assert process.returncode == status, err
     assert said in err.decode() if said else err == b""
@@ -245,10 +185,7 @@ def test_an_open_tracer_at_the_end_is_warned_of() -> None:
 def test_exec_of_the_tracing_process() -> None:
     process = start_script(f"{WITH}    os.execv('/bin/sleep', ['sleep', '60'])")
     try:
-        end = time.monotonic() + DEADLINE_S
-        while Path(f"/proc/{process.pid}/comm").read_text() != "sleep\n":
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        wait_until(lambda: status_of(process.pid)["Name"] == "sleep")
         assert not held_by(process.pid)
         assert_nothing_is_left()
     finally:
@@ -322,9 +259,6 @@ def is_quiet(tracer: Tracer) -> bool:
     poller = select.poll()
     poller.register(tracer.fileno(), select.POLLIN)
     return not poller.poll(300)
-
-
-ONE_HOUR_MS = 3_600_000
 
 
 def close(tracer: Tracer) -> None:
@@ -412,17 +346,14 @@ def test_a_child_makes_its_own() -> None:
 def test_a_child_that_lives_on_holds_nothing() -> None:
     """Else the programs would run for as long as it does."""
     with Tracer(), child_of_a_fork() as (child,):
-        end = time.monotonic() + DEADLINE_S
-        while held_by(child):
-            assert time.monotonic() < end, held_by(child)
-            time.sleep(0.05)
+        wait_until(lambda: not held_by(child), lambda: held_by(child))
 
 
 def test_the_parent_ends_and_its_child_lives_on() -> None:
     script = (
         f"tracer = Tracer().start()\n"
         f"child = os.fork()\n"
-        f"if child == 0:\n    import time\n    time.sleep(60)\n    os._exit(0)\n"
+        f"if child == 0:\n    signal.pause()\n"
         f"{READY}print(child, flush=True)\nos._exit(0)"
     )
     process = start_script(script, stderr=subprocess.DEVNULL)
@@ -430,10 +361,7 @@ def test_the_parent_ends_and_its_child_lives_on() -> None:
     child = int(process.stdout.readline())
     try:
         process.wait(DEADLINE_S)
-        end = time.monotonic() + DEADLINE_S
-        while held_by(child):
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        wait_until(lambda: not held_by(child), lambda: held_by(child))
         assert_nothing_is_left()
     finally:
         os.kill(child, signal.SIGKILL)
@@ -446,13 +374,12 @@ def test_a_fork_while_another_thread_reads() -> None:
     with Tracer() as tracer:
         reader = threading.Thread(target=lambda: seen.extend(tracer))
         reader.start()
-        time.sleep(0.2)
+        wait_until(lambda: waits_in("epoll", None, reader.native_id))
         for _ in range(5):
             assert in_child(tracer.close) == 0
         pid, _ = run("/bin/true")
         tracer.stop()
-        reader.join(DEADLINE_S)
-        assert not reader.is_alive()
+        join(reader)
     assert len(exits(seen, {pid})) == 1
 
 
@@ -470,8 +397,7 @@ def test_a_fork_in_the_callback() -> None:
         pids = {run("/bin/true")[0] for _ in range(20)}
         parent = os.getpid()
         try:
-            while len(exits(handed, pids)) < 20:
-                assert tracer.poll(timeout=DEADLINE_S) > 0
+            poll_until(tracer, lambda: len(exits(handed, pids)) == 20)
         except StateError:
             if os.getpid() != parent:
                 os._exit(40 + len(handed))

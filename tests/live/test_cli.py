@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
@@ -19,7 +17,7 @@ import pytest
 
 from pybootstrap import __version__
 from pybootstrap.render import HEADER
-from tests.live.conftest import DEADLINE_S, PROGRAMS, Command, run
+from tests.support import Command, assert_nothing_is_left, run, run_until
 
 Start = Callable[..., Command]
 LINE = re.compile(
@@ -84,18 +82,12 @@ def test_duration(bootstrap: Start) -> None:
 
 def test_json(bootstrap: Start) -> None:
     command = bootstrap("--json")
-    time.sleep(0.5)
-    pids: list[int] = []
-    assert command.process.stdout is not None
-    while not pids or command.process.poll() is None:
-        pids.append(run("/bin/sh", "-c", "exit 5")[0])
-        if len(pids) == 20:
-            break
-        time.sleep(0.05)
+    command.wait_for_tracing()
+    pid, _ = run("/bin/sh", "-c", "exit 5")
     status, out, _ = command.end(signal.SIGTERM)
     assert status == 0
     events = [json.loads(line) for line in out.splitlines()]
-    mine = [e for e in events if e.get("pid") == pids[-1]]
+    mine = [e for e in events if e.get("pid") == pid]
     assert [e["event"] for e in mine] == ["exec", "exit"]
     assert mine[0]["args"] == ["/bin/sh", "-c", "exit 5"]
     assert mine[1]["exit_code"] == 5
@@ -125,10 +117,7 @@ def test_a_closed_pipe_ends_it_quietly(bootstrap: Start) -> None:
     command.wait_for_header()
     assert command.process.stdout is not None
     command.process.stdout.close()
-    end = time.monotonic() + DEADLINE_S
-    while command.process.poll() is None:
-        assert time.monotonic() < end
-        run("/bin/true")
+    run_until(lambda: command.process.poll() is not None)
     assert command.process.stderr is not None
     assert (command.process.wait(), command.process.stderr.read()) == (0, b"")
     command.process.stdout = None
@@ -141,33 +130,10 @@ def test_a_signal_at_any_moment_ends_it_and_leaves_nothing(
     """Also during start-up. Until main() runs, the interpreter itself answers to the signal."""
     for delay_ms in range(0, 300, 30):
         command = bootstrap()
-        time.sleep(delay_ms / 1000)
+        time.sleep(delay_ms / 1000)  # whatever it has come to
         status, _, err = command.end(number)
         assert status == 0 or not re.search(r'cli\.py", line \d+, in main', err), err
-    end = time.monotonic() + DEADLINE_S
-    while leaked := leaked_programs():  # the kernel frees them a little later
-        assert time.monotonic() < end, leaked
-        time.sleep(0.1)
-
-
-def leaked_programs() -> list[dict[str, object]]:
-    """Programs named like ours that no process holds: what an ended one has left in the kernel."""
-    listing = subprocess.run(
-        ["bpftool", "--json", "prog", "list"],
-        env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"},
-        capture_output=True,
-        check=True,
-    )
-    held = set(re.findall(r"prog_id:\t(\d+)", "".join(all_fdinfo())))
-    programs = [p for p in json.loads(listing.stdout) if p.get("name") in PROGRAMS]
-    return [p for p in programs if str(p["id"]) not in held]
-
-
-def all_fdinfo() -> Iterator[str]:
-    """What /proc says of every open descriptor of the machine, BPF programs and links included."""
-    for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
-        with contextlib.suppress(OSError):  # gone meanwhile
-            yield info.read_text()
+    assert_nothing_is_left()
 
 
 def test_without_privilege() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pybootstrap import ExecEvent, ExitEvent, Tracer
-from tests.live.conftest import collect, execs, exits, of_pids, run, until_exit
+from tests.support import collect, execs, exits, of_pids, run, status_of, until_exit
 
 
 def same_time(one_ns: int, other_ns: int) -> bool:
@@ -60,9 +60,7 @@ def test_the_identity_of_a_running_process_is_what_proc_says() -> None:
         pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], os.environ)
         (event,) = execs(collect(tracer, lambda seen: bool(execs(seen, {pid}))), {pid})
         stat = Path(f"/proc/{pid}/stat").read_text()
-        status = dict(
-            line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-        )
+        status = status_of(pid)
         os.kill(pid, 9)
         os.wait4(pid, 0)
     fields = stat.rpartition(")")[2].split()
@@ -113,7 +111,7 @@ def test_a_process_that_never_called_exec_counts_from_its_start() -> None:
         os._exit(7)
     os.close(gate)
     with Tracer() as tracer:
-        time.sleep(0.3)
+        time.sleep(0.3)  # the least that it must count
         os.close(opener)
         os.wait4(pid, 0)
         (event,) = exits(collect(tracer, until_exit(pid)), {pid})
@@ -240,7 +238,7 @@ def test_a_failed_exec_is_no_event() -> None:
 def test_threads_are_no_processes() -> None:
     code = "import threading\nfor _ in range(20): threading.Thread(target=print).start()"
     with Tracer() as tracer:
-        pid, _ = run(sys.executable, "-c", code, file_actions=[(os.POSIX_SPAWN_CLOSE, 1)])
+        pid, _ = run(sys.executable, "-c", code, stdout=subprocess.DEVNULL)
         events = of_pids(collect(tracer, until_exit(pid)), {pid})
     assert [type(e) for e in events].count(ExitEvent) == 1
 

@@ -27,6 +27,7 @@ from tests.exactness.workload import (
     record,
     split_status,
 )
+from tests.support import wait_until
 
 PROCESSES = int(os.environ.get("PYBOOTSTRAP_EXACTNESS", "2000"))
 SEED = int(os.environ.get("PYBOOTSTRAP_EXACTNESS_SEED", "1"))
@@ -171,8 +172,7 @@ def test_duration_of_a_process_that_started_before_the_tracer(site: Site) -> Non
     from pybootstrap import ExitEvent, Tracer
 
     run = site.run([Script.of("sleep 700 exit 3")], 1)
-    while not any(line["kind"] == "image" for line in run.lines()):
-        pass
+    wait_until(lambda: any(line["kind"] == "image" for line in run.lines()))
     with Tracer(min_duration_ms=100) as tracer:
         witness = run.witness()
         tracer.stop()

@@ -3,22 +3,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import pwd
-import re
 import shutil
 import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pybootstrap import ExecEvent, ExitEvent, SettingError, Tracer
-from tests.live.conftest import DEADLINE_S, Command, run
+from tests.support import Command, bpftool, held_by, new_cgroup, run
 
 
 def traced(tracer: Tracer) -> list[ExecEvent | ExitEvent]:
@@ -95,33 +90,6 @@ def test_a_filter_and_a_duration(tmp_path: Path) -> None:
         assert [(type(e), e.pid) for e in traced(tracer)] == [(ExitEvent, pid)]
 
 
-@contextlib.contextmanager
-def cgroups() -> Iterator[list[Path]]:
-    """A cgroup, one below it and one beside it; removed again."""
-    mounts = Path("/proc/self/mounts").read_text()
-    (root, *_) = re.findall(r"^\S+ (\S+) cgroup2 ", mounts, re.MULTILINE)
-    top = Path(root) / f"pybootstrap-test-{os.getpid()}"
-    made = [top, top / "below", Path(root) / f"{top.name}-beside"]
-    try:
-        for path in made:
-            path.mkdir()
-        yield made
-    finally:
-        for path in (made[1], made[0], made[2]):
-            remove_cgroup(path)
-
-
-def remove_cgroup(path: Path) -> None:
-    """An ended process may keep its cgroup busy for a moment."""
-    end = time.monotonic() + DEADLINE_S
-    while path.exists():
-        with contextlib.suppress(OSError):
-            path.rmdir()
-            return
-        assert time.monotonic() < end, f"{path} stays busy"
-        time.sleep(0.05)
-
-
 def run_in(cgroup: Path) -> int:
     pid = os.fork()
     if pid == 0:
@@ -132,7 +100,9 @@ def run_in(cgroup: Path) -> int:
 
 
 def test_cgroups() -> None:
-    with cgroups() as (top, below, beside), Tracer(cgroups=[top]) as tracer:
+    with new_cgroup("top") as top, new_cgroup("beside") as beside, Tracer(cgroups=[top]) as tracer:
+        below = top / "below"
+        below.mkdir()
         pids = [run_in(path) for path in (top, below, beside)]
         events = traced(tracer)
         ids = [top.stat().st_ino, below.stat().st_ino]
@@ -175,24 +145,8 @@ def test_wrong_values(settings: dict[str, object], message: str) -> None:
 def translated_bytes(tracer: Tracer) -> int:
     """The length of the programs after the verifier has removed what cannot run."""
     with tracer:
-        infos = [p.read_text() for p in Path("/proc/self/fdinfo").iterdir() if readable(p)]
-        ids = {i for info in infos for i in re.findall(r"^prog_id:\t(\d+)$", info, re.MULTILINE)}
-        return sum(program_length(int(i)) for i in ids)
-
-
-def readable(path: Path) -> bool:
-    return (Path("/proc/self/fd") / path.name).exists()
-
-
-def program_length(program_id: int) -> int:
-    shown = subprocess.run(
-        ["bpftool", "--json", "prog", "show", "id", str(program_id)],
-        env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"},
-        capture_output=True,
-        check=True,
-    )
-    length: int = json.loads(shown.stdout)["bytes_xlated"]
-    return length
+        ids = {number for kind, number in held_by() if kind == "prog"}
+        return sum(bpftool("prog", "show", "id", str(number))["bytes_xlated"] for number in ids)
 
 
 def test_a_filter_that_is_off_leaves_no_instruction() -> None:

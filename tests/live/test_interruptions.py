@@ -24,9 +24,20 @@ import pytest
 
 import pybootstrap
 from pybootstrap import Event, StateError, Tracer
-from tests.live.conftest import DEADLINE_S, Command, run, until_exit
+from tests.support import (
+    DEADLINE_S,
+    ONE_HOUR_MS,
+    Command,
+    alarms,
+    handler,
+    join,
+    once_asleep,
+    run,
+    until_exit,
+    wait_until,
+    waits_in,
+)
 
-ONE_HOUR_MS = 3_600_000
 PACKAGE = os.path.dirname(pybootstrap.__file__)
 ENDINGS = int(os.environ.get("PYBOOTSTRAP_ENDINGS", "40"))  # runs of the command
 
@@ -35,15 +46,6 @@ Start = Callable[..., Command]
 
 class AlarmError(Exception):
     """What the handler of SIGALRM raises."""
-
-
-@contextlib.contextmanager
-def handler(number: signal.Signals, function: Callable[..., Any]) -> Iterator[None]:
-    before = signal.signal(number, function)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
 
 
 def raise_alarm(*_: object) -> None:
@@ -95,8 +97,7 @@ def test_a_signal_that_another_thread_gets_ends_the_read(quiet: Tracer) -> None:
     def other() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
         blocked.wait(DEADLINE_S)
-        while not asleep_in_read(main):
-            time.sleep(0.001)
+        wait_until(lambda: waits_in("epoll", None, main))
         os.kill(os.getpid(), signal.SIGUSR1)
         end.wait(DEADLINE_S)
 
@@ -117,25 +118,14 @@ def test_a_signal_that_another_thread_gets_ends_the_read(quiet: Tracer) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def asleep_in_read(thread: int) -> bool:
-    """Whether a thread of this process waits in epoll_wait(2)."""
-    with open(f"/proc/self/task/{thread}/wchan") as file:
-        if "epoll" in file.read():
-            return True
-    with open(f"/proc/self/task/{thread}/syscall") as file:
-        return file.read().split()[0] in {"232", "281", "22"}  # x86-64, and generic numbers
-
-
 @uses_alarm
 def test_a_wakeup_fd_of_others_stays_and_gets_its_signals(quiet: Tracer) -> None:
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
     before = signal.set_wakeup_fd(theirs)
     try:
-        with handler(signal.SIGALRM, raise_alarm):
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-            with pytest.raises(AlarmError):
-                quiet.read(DEADLINE_S)
+        with alarms(raise_alarm, 0.05), pytest.raises(AlarmError):
+            quiet.read(DEADLINE_S)
         assert os.read(ours, 10) == bytes([signal.SIGALRM])
         assert signal.set_wakeup_fd(before) == theirs
     finally:
@@ -168,7 +158,7 @@ def test_the_command_ends_whenever_it_is_told(bootstrap: Start, number: signal.S
         assert command.process.stdout is not None
         run("/bin/true")
         assert os.read(command.process.stdout.fileno(), 65536)
-        time.sleep(random.uniform(0, 0.02))
+        time.sleep(random.uniform(0, 0.02))  # any moment
         begin = time.monotonic()
         command.process.send_signal(number)
         status, _, _ = command.end()
@@ -189,7 +179,7 @@ def test_blocked_streams_do_not_keep_it_alive(bootstrap: Start, streams: tuple[s
         to = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         to |= dict.fromkeys(streams, writer)
         command = bootstrap("--json", "--ring-size", "64K", **to)
-        wait_until_attached(command)
+        command.wait_for_tracing()
         command.process.send_signal(signal.SIGSTOP)
         for _ in range(400):  # more than the ring holds
             run("/bin/true")
@@ -202,20 +192,6 @@ def test_blocked_streams_do_not_keep_it_alive(bootstrap: Start, streams: tuple[s
     finally:
         os.close(reader)
         os.close(writer)
-
-
-def wait_until_attached(command: Command) -> None:
-    end = time.monotonic() + DEADLINE_S
-    links = 0
-    while links < 2:
-        assert time.monotonic() < end
-        links = 0
-        for fd in os.listdir(f"/proc/{command.process.pid}/fdinfo"):
-            with (
-                contextlib.suppress(OSError),
-                open(f"/proc/{command.process.pid}/fdinfo/{fd}") as info,
-            ):
-                links += "link_id:" in info.read()
 
 
 # ---- close() at every instruction ----
@@ -311,9 +287,7 @@ def test_calls_of_many_threads_while_it_is_closed() -> None:
             for thread in threads:
                 thread.start()
             begin.wait()
-            for thread in threads:
-                thread.join(DEADLINE_S)
-                assert not thread.is_alive()
+            join(*threads)
     assert errors == []
 
 
@@ -393,12 +367,20 @@ async def events_of(tracer: Tracer) -> list[Event]:
     return [event async for event in tracer]
 
 
+async def waiting(tracer: Tracer) -> asyncio.Task[list[Event]]:
+    """A task that iterates over it, once the task waits for events (or has ended)."""
+    task = asyncio.create_task(events_of(tracer))
+    blocked = partial(getattr, task, "_fut_waiter")
+    while not (task.done() or blocked()):  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0)
+    return task
+
+
 @pytest.mark.parametrize("thread", [False, True])
 def test_closing_wakes_the_task_that_waits(thread: bool) -> None:
     async def main() -> list[Any]:
         tracer = Tracer(min_duration_ms=ONE_HOUR_MS).start()
-        task = asyncio.create_task(events_of(tracer))
-        await asyncio.sleep(0.05)
+        task = await waiting(tracer)
         if thread:
             await asyncio.get_running_loop().run_in_executor(None, tracer.close)
         else:
@@ -411,8 +393,7 @@ def test_closing_wakes_the_task_that_waits(thread: bool) -> None:
 def test_leaving_the_block_wakes_the_task_that_waits() -> None:
     async def main() -> list[Any]:
         async with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
-            task = asyncio.create_task(events_of(tracer))
-            await asyncio.sleep(0.05)
+            task = await waiting(tracer)
         return await wait_for_all(task)
 
     assert asyncio.run(main()) == [[]]
@@ -421,8 +402,7 @@ def test_leaving_the_block_wakes_the_task_that_waits() -> None:
 def test_a_second_task_that_waits_is_told() -> None:
     async def main() -> list[Any]:
         async with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
-            tasks = [asyncio.create_task(events_of(tracer)) for _ in range(2)]
-            await asyncio.sleep(0.05)
+            tasks = [await waiting(tracer) for _ in range(2)]
             tracer.stop()
             return await wait_for_all(*tasks)
 
@@ -437,8 +417,7 @@ def test_nobody_reads_while_a_task_waits() -> None:
 
     async def main() -> list[Any]:
         async with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
-            task = asyncio.create_task(events_of(tracer))
-            await asyncio.sleep(0.05)
+            task = await waiting(tracer)
             with pytest.raises(StateError, match="task"):
                 tracer.read(0)
             with pytest.raises(StateError, match="task"):
@@ -453,13 +432,11 @@ def test_a_cancelled_task_makes_room_for_another() -> None:
     async def main() -> list[Any]:
         async with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
             for _ in range(3):
-                task = asyncio.create_task(events_of(tracer))
-                await asyncio.sleep(0.01)
+                task = await waiting(tracer)
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-            last = asyncio.create_task(events_of(tracer))
-            await asyncio.sleep(0.01)
+            last = await waiting(tracer)
             tracer.stop()
             return await wait_for_all(last)
 
@@ -505,22 +482,18 @@ def test_a_handler_closes_one_tracer_while_another_starts() -> None:
         first = Tracer(min_duration_ms=ONE_HOUR_MS).start()
         thread = threading.Thread(target=list, args=[first], daemon=True)
         thread.start()
-        with handler(signal.SIGALRM, lambda *_, tracer=first: tracer.close()):
-            signal.setitimer(signal.ITIMER_REAL, 0.005 + 0.004 * number)
-            with Tracer(min_duration_ms=ONE_HOUR_MS):
-                thread.join(DEADLINE_S)
-                assert not thread.is_alive()
+        with (
+            alarms(lambda *_, tracer=first: tracer.close(), 0.005 + 0.004 * number),
+            Tracer(min_duration_ms=ONE_HOUR_MS),
+        ):
+            join(thread)
 
 
 @uses_alarm
 def test_it_starts_although_signals_keep_coming() -> None:
-    with handler(signal.SIGALRM, lambda *_: None):
-        signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
-        try:
-            for _ in range(5):
-                Tracer().start().close()
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+    with alarms(lambda *_: None, 0.002, 0.002):
+        for _ in range(5):
+            Tracer().start().close()
 
 
 def test_a_child_of_a_thread_that_forks_has_no_wakeup_fd(quiet: Tracer) -> None:
@@ -528,19 +501,14 @@ def test_a_child_of_a_thread_that_forks_has_no_wakeup_fd(quiet: Tracer) -> None:
     statuses: list[int] = []
 
     def fork() -> None:
-        while not asleep_in_read(main):
-            time.sleep(0.001)
         pid = os.fork()
         if pid == 0:
             os._exit(0 if signal.set_wakeup_fd(-1) == -1 else 1)
         statuses.append(os.waitpid(pid, 0)[1])
         quiet.stop()
 
-    main = threading.get_native_id()
-    thread = threading.Thread(target=fork)
-    thread.start()
-    assert quiet.read(DEADLINE_S) == []
-    thread.join()
+    with once_asleep(fork):
+        assert quiet.read(DEADLINE_S) == []
     assert statuses == [0]
 
 
@@ -574,9 +542,7 @@ def test_children_of_forks_hold_no_descriptors_while_threads_use_it() -> None:
             tracers[-1].start()
         tracers[-1].close()
     done.set()
-    for thread in threads:
-        thread.join(DEADLINE_S)
-        assert not thread.is_alive()
+    join(*threads)
     assert held
     assert not any(held)
 
@@ -584,15 +550,16 @@ def test_children_of_forks_hold_no_descriptors_while_threads_use_it() -> None:
 def test_threading_imported_outside_of_the_main_thread() -> None:
     """Python before 3.13 then takes that thread for the main one."""
     code = (
-        "import _thread, time\n"
+        "import _thread\n"
         "def use():\n"
         "    from pybootstrap import Tracer\n"
         "    with Tracer(min_duration_ms=3_600_000) as tracer:\n"
         "        print(tracer.read(0.05), flush=True)\n"
-        "    done.append(1)\n"
-        "done = []\n"
+        "    done.release()\n"
+        "done = _thread.allocate_lock()\n"
+        "done.acquire()\n"
         "_thread.start_new_thread(use, ())\n"
-        "while not done: time.sleep(0.01)\n"
+        "done.acquire()\n"
     )
     ended = subprocess.run(
         [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}"],
@@ -609,7 +576,7 @@ def test_a_terminal_that_takes_a_little_and_then_nothing(bootstrap: Start) -> No
     master, slave = pty.openpty()
     try:
         command = bootstrap("--args", stdout=slave)
-        wait_until_attached(command)
+        command.wait_for_tracing()
         for _ in range(300):
             run("/bin/true", "an argument that fills the terminal" * 3)
         time.sleep(0.3)  # so that it has met the full terminal

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,15 +18,10 @@ import pytest
 
 from pybootstrap import SettingError
 from pybootstrap.privileges import Account, account, invoking_account
-from tests.live.conftest import DEADLINE_S, Command, run
+from tests.support import Command, run, run_until, status_of
 
 NOBODY = pwd.getpwnam("nobody")
 SUDO = {"SUDO_UID": str(NOBODY.pw_uid), "SUDO_GID": str(NOBODY.pw_gid)}
-
-
-def status_of(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 @pytest.mark.parametrize(
@@ -73,10 +67,7 @@ def test_an_output_file_is_the_invoking_users(
     assert (status, err.count("\n")) == (74, 1)
     assert "Permission denied" in err
     command = bootstrap("-n", "2", "-o", str(allowed / "x"), env=environ)
-    end = time.monotonic() + DEADLINE_S
-    while command.process.poll() is None:
-        assert time.monotonic() < end
-        run("/bin/true")
+    run_until(lambda: command.process.poll() is not None)
     assert (allowed / "x").stat().st_uid == NOBODY.pw_uid
     assert len((allowed / "x").read_text().splitlines()) == 3
 
@@ -90,10 +81,7 @@ def test_a_fifo_that_nobody_reads(bootstrap: Callable[..., Command], tmp_path: P
 def output_of(command: list[str]) -> str:
     """What it prints until it ends by itself, well, while processes start and end."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + DEADLINE_S
-    while process.poll() is None:
-        assert time.monotonic() < end
-        run("/bin/true")
+    run_until(lambda: process.poll() is not None)
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "")
     return out
@@ -131,7 +119,7 @@ def test_strict(bootstrap: Callable[..., Command]) -> None:
     reading, writing = os.pipe()
     command = bootstrap("-j", "--strict", "--ring-size", "64K", stdout=writing)
     os.close(writing)
-    time.sleep(1)
+    command.wait_for_tracing()
     for _ in range(2000):
         run("/bin/true", "x" * 500)
     command.process.send_signal(signal.SIGTERM)

@@ -5,14 +5,20 @@ from __future__ import annotations
 
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
-from pybootstrap import ExitEvent, Tracer
-from tests.live.conftest import DEADLINE_S, collect, execs, exits, until_exit
-from tests.live.test_clean_ends import bpftool
-from tests.live.test_slow_reader import wait_until
+from pybootstrap import Event, ExitEvent, Tracer
+from tests.support import (
+    DEADLINE_S,
+    bpftool,
+    collect,
+    execs,
+    exits,
+    status_of,
+    until_exit,
+    wait_until,
+)
 
 # With so few slots ids that are equal modulo 64 have the same one.
 FEW = 64
@@ -34,8 +40,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def wait_for_sleep(process: subprocess.Popen[bytes]) -> None:
     """Until its last program runs."""
-    comm = Path(f"/proc/{process.pid}/comm")
-    wait_until(lambda: comm.read_text() == "sleep\n", "did not exec again")
+    wait_until(lambda: status_of(process.pid)["Name"] == "sleep")
 
 
 def remembered(name: str) -> set[int]:
@@ -103,15 +108,15 @@ def test_many_processes_on_few_slots() -> None:
         idle = [start(None, "sleep", "60") for _ in range(FEW // 2)]
         shells = [subprocess.Popen(["sh", "-c", script]) for _ in range(4)]
         parents = {shell.pid for shell in shells}
-        ended: list[ExitEvent] = []
-        deadline = time.monotonic() + DEADLINE_S
-        while len(ended) < 4 * count:
-            assert time.monotonic() < deadline, len(ended)
-            events = tracer.read(timeout=0.5)
-            ended += [e for e in events if isinstance(e, ExitEvent) and e.ppid in parents]
-            if len(ended) > count:
-                while idle:
-                    end(idle.pop())
+
+        def ended_of(events: list[Event]) -> list[ExitEvent]:
+            return [e for e in events if isinstance(e, ExitEvent) and e.ppid in parents]
+
+        first = ended_of(collect(tracer, lambda events: len(ended_of(events)) > count))
+        while idle:
+            end(idle.pop())
+        left = 4 * count - len(first)
+        ended = first + ended_of(collect(tracer, lambda events: len(ended_of(events)) == left))
         for shell in shells:
             shell.wait()
         stats = tracer.stats

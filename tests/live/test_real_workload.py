@@ -26,7 +26,7 @@ from typing import NamedTuple
 import pytest
 
 from pybootstrap import Event, ExitEvent, Stats, Tracer
-from tests.live.conftest import DEADLINE_S, run
+from tests.support import DEADLINE_S, run
 
 SECONDS = int(os.environ.get("PYBOOTSTRAP_STRESS_S", "3"))
 USER = 64_997  # of nobody else, so that nothing else on the machine counts

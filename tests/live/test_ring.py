@@ -16,8 +16,8 @@ from typing import Any, Callable
 import pytest
 
 from pybootstrap import Event, ExecEvent, LostEvent, Stats, Tracer
-from tests.live.conftest import DEADLINE_S, collect
 from tests.live.source import A, B, Sender, Size, Source, build
+from tests.support import DEADLINE_S, accounted, collect, lost, status_of, wait_until
 
 Trace = Callable[..., AbstractContextManager[tuple[Tracer, Source]]]
 
@@ -51,20 +51,9 @@ def numbers(events: list[Event], cpu: int) -> list[int]:
     return [e.pid for e in events if isinstance(e, ExecEvent) and e.ppid == cpu]
 
 
-def lost(events: list[Event]) -> int:
-    return sum(e.count for e in events if isinstance(e, LostEvent))
-
-
-def accounted(events: list[Event]) -> int:
-    return sum(e.count if isinstance(e, LostEvent) else 1 for e in events)
-
-
 def switches() -> int:
     """How often this thread has gone to sleep."""
-    status = Path("/proc/thread-self/status").read_text()
-    found = re.search(r"^voluntary_ctxt_switches:\s*(\d+)$", status, re.MULTILINE)
-    assert found
-    return int(found[1])
+    return int(status_of("thread-self")["voluntary_ctxt_switches"])
 
 
 # ---- No wake-up is lost ----
@@ -198,7 +187,7 @@ def test_a_reader_that_does_not_run_is_not_woken_for_each_record(trace: Trace) -
 def read_paced(tracer: Tracer, busy_s: float) -> Iterator[list[Event]]:
     while True:
         yield tracer.read(timeout=DEADLINE_S)
-        time.sleep(busy_s)
+        time.sleep(busy_s)  # that it takes time is what is tested
 
 
 def select_paced(tracer: Tracer, busy_s: float) -> Iterator[list[Event]]:
@@ -207,7 +196,7 @@ def select_paced(tracer: Tracer, busy_s: float) -> Iterator[list[Event]]:
         select.select([descriptor], [], [], DEADLINE_S)
         events = tracer.read(timeout=0)
         yield events
-        time.sleep(busy_s if events else 0)
+        time.sleep(busy_s if events else 0)  # as above
 
 
 def lateness_of(batches: Iterator[list[Event]], count: int) -> list[float]:
@@ -306,8 +295,7 @@ def test_a_loss_comes_after_a_record_that_was_delayed_before_it(trace: Trace) ->
     """A has reserved; B fills the ring behind it until records are lost; then A submits."""
     with trace(ring_size=SMALL_RING, max_latency_ms=0) as (tracer, source):
         source.send(Sender(A, hold=600, delay_ms=100), Sender(B, 600, after=1))
-        while tracer.stats.produced < 601:
-            time.sleep(0.01)
+        wait_until(lambda: tracer.stats.produced == 601, lambda: tracer.stats)
         events = tracer.read(timeout=0)  # nothing: A's record is the next
         events += collect(tracer, lambda more: accounted(events + more) == 601)
         source.answer()

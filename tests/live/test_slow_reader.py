@@ -23,8 +23,7 @@ from typing import Any, Callable
 import pytest
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Tracer
-from tests.live.conftest import DEADLINE_S, Command, exits, run
-from tests.records import ns_of
+from tests.support import DEADLINE_S, Command, exits, ns_of, run
 
 Start = Callable[..., Command]
 

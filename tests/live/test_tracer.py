@@ -10,7 +10,6 @@ import select
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -23,17 +22,31 @@ from pybootstrap import (
     Stats,
     Tracer,
 )
-from tests.live.conftest import DEADLINE_S, collect, exits, of_pids, run, until_exit
+from tests.support import (
+    DEADLINE_S,
+    ONE_HOUR_MS,
+    alarms,
+    collect,
+    exits,
+    handler,
+    join,
+    memory_kib,
+    of_pids,
+    once_asleep,
+    open_descriptors,
+    poll_until,
+    run,
+    until_exit,
+    wait_until,
+    waits_in,
+)
 
 
 def test_the_callback_gets_every_event() -> None:
     seen: list[Event] = []
     with Tracer(on_event=seen.append) as tracer:
         pid, _ = run("/bin/true")
-        handed = 0
-        end = time.monotonic() + DEADLINE_S
-        while not exits(seen, {pid}) and time.monotonic() < end:
-            handed += tracer.poll(timeout=0.5)
+        handed = poll_until(tracer, lambda: exits(seen, {pid}))
     assert handed == len(seen)
     assert len(of_pids(seen, {pid})) == 2
 
@@ -48,12 +61,10 @@ def test_an_exception_in_the_callback_propagates_and_loses_nothing() -> None:
 
     with Tracer(on_event=on_event) as tracer:
         pids = {run("/bin/true")[0] for _ in range(5)}
-        time.sleep(0.1)
         with pytest.raises(ZeroDivisionError):
             tracer.run()
         assert len(seen) == 2
-        while len(exits(seen, pids)) < 5:
-            assert tracer.poll(timeout=DEADLINE_S) > 0
+        poll_until(tracer, lambda: len(exits(seen, pids)) == 5)
     assert len(of_pids(seen, pids)) == 10
 
 
@@ -100,79 +111,78 @@ def test_leaving_a_loop_loses_nothing() -> None:
 
 
 def test_another_threads_stop_ends_a_blocked_read() -> None:
-    with Tracer(min_duration_ms=3_600_000) as tracer:
-        threading.Timer(0.2, tracer.stop).start()
+    with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer, once_asleep(tracer.stop):
         assert tracer.read() == []
 
 
 def test_another_threads_close_ends_a_blocked_read() -> None:
-    with Tracer(min_duration_ms=3_600_000) as tracer:
-        threading.Timer(0.2, tracer.close).start()
-        assert tracer.read() == []
+    with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
+        with once_asleep(tracer.close):
+            assert tracer.read() == []
         with pytest.raises(StateError):
             tracer.read()
 
 
 @pytest.mark.parametrize("method", ["stop", "close"])
 def test_a_signal_handler_ends_a_blocked_read(method: str) -> None:
-    with Tracer(min_duration_ms=3_600_000) as tracer:
-        before = signal.signal(signal.SIGALRM, lambda *_: getattr(tracer, method)())
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
-            assert tracer.read() == []
-        finally:
-            signal.signal(signal.SIGALRM, before)
+    with (
+        Tracer(min_duration_ms=ONE_HOUR_MS) as tracer,
+        handler(signal.SIGUSR1, lambda *_: getattr(tracer, method)()),
+        once_asleep(lambda: os.kill(os.getpid(), signal.SIGUSR1)),
+    ):
+        assert tracer.read() == []
 
 
 def test_other_signals_do_not_end_a_read() -> None:
-    with Tracer(min_duration_ms=3_600_000) as tracer:
-        before = signal.signal(signal.SIGALRM, lambda *_: None)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
-            start = time.monotonic()
-            assert tracer.read(timeout=0.5) == []
-            assert time.monotonic() - start >= 0.5
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+    came: list[int] = []
+    with (
+        Tracer(min_duration_ms=ONE_HOUR_MS) as tracer,
+        alarms(lambda number, _: came.append(number), 0.05, 0.05),
+    ):
+        start = time.monotonic()
+        assert tracer.read(timeout=0.5) == []
+        assert time.monotonic() - start >= 0.5
+    assert came
 
 
 def test_an_exception_in_a_signal_handler_comes_out_of_read() -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with Tracer(min_duration_ms=3_600_000) as tracer:
-        before = signal.signal(signal.SIGALRM, interrupt)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.1)
-            with pytest.raises(KeyboardInterrupt):
-                tracer.read()
-        finally:
-            signal.signal(signal.SIGALRM, before)
+    with (
+        Tracer(min_duration_ms=ONE_HOUR_MS) as tracer,
+        handler(signal.SIGUSR1, interrupt),
+        once_asleep(lambda: os.kill(os.getpid(), signal.SIGUSR1)),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        tracer.read()
 
 
 def test_two_threads_cannot_read_at_once() -> None:
-    with Tracer(min_duration_ms=3_600_000) as tracer:
+    with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
         reader = threading.Thread(target=tracer.read)
         reader.start()
-        time.sleep(0.2)
+        wait_until(lambda: waits_in("epoll", None, reader.native_id))
         with pytest.raises(StateError, match="another thread"):
             tracer.read(timeout=0)
         tracer.stop()
-        reader.join(DEADLINE_S)
-        assert not reader.is_alive()
+        join(reader)
 
 
 def test_async_iteration() -> None:
-    async def trace() -> list[Event]:
-        async with Tracer() as tracer:
-            asyncio.get_running_loop().call_later(0.3, tracer.stop)
-            pids.append(run("/bin/true")[0])
-            return [event async for event in tracer]
+    events: list[Event] = []
 
-    pids: list[int] = []
-    events = asyncio.run(asyncio.wait_for(trace(), DEADLINE_S))
-    assert len(of_pids(events, set(pids))) == 2
+    async def trace() -> int:
+        async with Tracer() as tracer:
+            pid, _ = run("/bin/true")
+            async for event in tracer:
+                events.append(event)
+                if exits(events, {pid}):
+                    tracer.stop()
+        return pid
+
+    pid = asyncio.run(asyncio.wait_for(trace(), DEADLINE_S))
+    assert len(of_pids(events, {pid})) == 2
 
 
 def test_the_descriptor_keeps_the_latency_promise() -> None:
@@ -198,7 +208,7 @@ def test_no_event_is_left_behind_for_any_latency_bound(latency: float) -> None:
 
 
 def test_read_waits_no_longer_than_told() -> None:
-    with Tracer(min_duration_ms=3_600_000) as tracer:
+    with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
         for timeout in (0, 0.01, 0.3):
             start = time.monotonic()
             assert tracer.read(timeout=timeout) == []
@@ -274,17 +284,6 @@ def test_a_forked_child_cannot_use_the_tracer() -> None:
         assert collect(tracer, until_exit(pid))
 
 
-def open_descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def resident_kib() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    raise AssertionError("no VmRSS")
-
-
 def test_a_hundred_opens_and_closes_leak_nothing() -> None:
     def cycle() -> None:
         with Tracer() as tracer:
@@ -294,12 +293,12 @@ def test_a_hundred_opens_and_closes_leak_nothing() -> None:
     for _ in range(20):  # caches and the allocator settle
         cycle()
     gc.collect()
-    descriptors, memory = open_descriptors(), resident_kib()
+    descriptors, memory = open_descriptors(), memory_kib()
     for _ in range(100):
         cycle()
     gc.collect()
     assert open_descriptors() == descriptors
-    assert resident_kib() - memory < 1024  # a leaked ring or log would be several times that
+    assert memory_kib() - memory < 1024  # a leaked ring or log would be several times that
 
 
 @pytest.mark.parametrize(
@@ -386,5 +385,5 @@ def test_more_processes_than_can_be_remembered() -> None:
 
 
 def test_stats_of_nothing() -> None:
-    with Tracer(min_duration_ms=3_600_000) as tracer:
+    with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
         assert tracer.stats == Stats(0, 0, 0, 0, 0, 0)

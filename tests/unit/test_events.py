@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, RecordError, Usage
 from pybootstrap._native import ffi, lib
 from pybootstrap.events import Decoder, signal_name
-from tests.records import exec_record, exit_record
+from tests.support import exec_record, exit_record
 
 c_strings = st.binary(max_size=300).map(lambda b: b.replace(b"\0", b""))
 u32 = st.integers(0, 2**32 - 1)

@@ -19,7 +19,7 @@ from pybootstrap._native import lib
 from pybootstrap.events import Decoder
 from pybootstrap.render import HEADER, TextRenderer, escape
 from pybootstrap.render_json import render_json
-from tests.records import exact_bytes, exec_record, exit_record
+from tests.support import exact_bytes, exec_record, exit_record
 
 NOON_NS = 1_700_000_000_000_000_000
 c_strings = st.binary(max_size=60).map(lambda b: b.replace(b"\0", b""))

@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""What several tests need. Without pytest, because the guests of tests/matrix have none."""
+
+from __future__ import annotations
+
+import calendar
+import contextlib
+import functools
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from base64 import b64decode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+from unittest import SkipTest
+
+from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Tracer
+from pybootstrap._native import ffi, lib
+
+DEADLINE_S = 60.0  # far more than anything takes, emulated too; a test that needs it has failed
+ONE_HOUR_MS = 3_600_000  # the least duration for a Tracer that gets no events
+EVERY_S = 0.01  # how often a condition is looked at
+
+
+# ---- Waiting ----
+
+
+def wait_until(true: Callable[[], object], seen: Callable[[], object] = lambda: "") -> None:
+    """Looks again and again until it is true. Fails after DEADLINE_S, with what is seen then."""
+    end = time.monotonic() + DEADLINE_S
+    while not true():
+        assert time.monotonic() < end, f"not within {DEADLINE_S} s: {seen()}"
+        time.sleep(EVERY_S)
+
+
+def run_until(true: Callable[[], object]) -> list[int]:
+    """Runs processes, so that there is something to see, until it is true; their pids."""
+    pids: list[int] = []
+
+    def ran() -> bool:
+        pids.append(run("true")[0])
+        return bool(true())
+
+    wait_until(ran)
+    return pids
+
+
+# Numbers on x86-64 and, where it has the call, the generic ones.
+_CALLS = {"epoll": {"232", "281", "22"}, "poll": {"7", "271", "73"}, "write": {"1", "64"}}
+
+
+def waits_in(call: str, pid: int | None, thread: int | None = None) -> bool:
+    """Whether a thread (by default the first) of a process (None: ours) sleeps in a system call."""
+    of = f"/proc/{pid or 'self'}"
+    words = Path(f"{of}/task/{thread or pid or os.getpid()}/syscall").read_text().split()
+    return words[0] in _CALLS[call]
+
+
+@contextlib.contextmanager
+def once_asleep(act: Callable[[], object]) -> Iterator[None]:
+    """Another thread acts as soon as the calling thread sleeps in a read."""
+    reader = threading.get_native_id()
+
+    def wait_and_act() -> None:
+        wait_until(lambda: waits_in("epoll", None, reader))
+        act()
+
+    thread = threading.Thread(target=wait_and_act)
+    thread.start()
+    try:
+        yield
+    finally:
+        join(thread)
+
+
+def join(*threads: threading.Thread) -> None:
+    for thread in threads:
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+
+
+# ---- Processes ----
+
+
+def run(*argv: str, **popen: Any) -> tuple[int, int]:
+    """Runs a program to its end; its pid and its status as wait4(2) gives it."""
+    path = shutil.which(argv[0])
+    assert path, f"there is no program {argv[0]}"
+    if popen:
+        with subprocess.Popen(argv, executable=path, **popen) as child:
+            status = child.wait(DEADLINE_S)
+        return child.pid, status << 8 if status >= 0 else -status
+    pid = os.posix_spawn(path, argv, os.environ)
+    return pid, os.wait4(pid, 0)[1]
+
+
+def status_of(pid: int | str = "self") -> dict[str, str]:
+    """/proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def memory_kib(pid: int | str = "self") -> int:
+    return int(status_of(pid)["VmRSS"].split()[0])
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+class Command:
+    """A running `bootstrap` command, which ends with the test."""
+
+    def __init__(self, *arguments: str, **popen: object) -> None:
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
+            [sys.executable, "-m", "pybootstrap", *arguments],
+            # Unbuffered, because communicate() does not see what a buffer holds.
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0, **popen},
+        )
+        self.pid = self.process.pid
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def wait_for_header(self) -> None:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith(b"TIME "), (line, self.end(signal.SIGKILL))
+
+    def wait_for_tracing(self) -> None:
+        """Until its two programs are attached; it may have written nothing by then."""
+
+        def attached() -> bool:
+            assert self.process.poll() is None, self.end()
+            return len([n for kind, n in held_by(self.pid) if kind == "link"]) >= 2
+
+        wait_until(attached)
+
+    def read_until(self, done: Callable[[bytes], object]) -> bytes:
+        """Reads whole lines of standard output until they are enough."""
+        assert self.process.stdout is not None
+        out, end = b"", time.monotonic() + DEADLINE_S
+        while not (out.endswith(b"\n") and done(out)):
+            left = end - time.monotonic()
+            assert left > 0, out[-2000:]
+            if select.select([self.process.stdout], [], [], left)[0]:
+                piece = os.read(self.process.stdout.fileno(), 1 << 16)
+                assert piece, f"it ended: {self.end()}"
+                out += piece
+        return out
+
+    def stop(self) -> None:
+        """SIGSTOP, and until it is stopped."""
+        self.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: status_of(self.pid)["State"].startswith("T"))
+
+    def end(self, signal: int | None = None) -> tuple[int, str, str]:
+        """Status and remaining output, after the signal if one is given."""
+        if signal is not None:
+            self.process.send_signal(signal)
+        out, err = self.process.communicate(timeout=DEADLINE_S)
+        return self.process.returncode, (out or b"").decode(), (err or b"").decode()
+
+
+# ---- Signals ----
+
+
+@contextlib.contextmanager
+def handler(number: signal.Signals, disposition: Any) -> Iterator[None]:
+    """A function, or SIG_DFL or SIG_IGN, which is inherited by what is started meanwhile."""
+    before = signal.signal(number, disposition)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def alarms(function: Callable[..., Any], first_s: float, every_s: float = 0) -> Iterator[None]:
+    """Handles SIGALRM, which comes after so long and then again and again."""
+    with handler(signal.SIGALRM, function):
+        signal.setitimer(signal.ITIMER_REAL, first_s, every_s)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+# ---- Events ----
+
+
+def collect(tracer: Tracer, done: Callable[[list[Event]], object]) -> list[Event]:
+    """Reads until done(events so far) is true."""
+    events: list[Event] = []
+    end = time.monotonic() + DEADLINE_S
+    while not done(events):
+        assert time.monotonic() < end, f"not seen in {DEADLINE_S} s; seen: {events[-20:]}"
+        events += tracer.read(timeout=0.5)
+    return events
+
+
+def poll_until(tracer: Tracer, true: Callable[[], object]) -> int:
+    """Has events handed to the callback until it is true; how many they were."""
+    handed = 0
+    end = time.monotonic() + DEADLINE_S
+    while not true():
+        assert time.monotonic() < end, f"not in {DEADLINE_S} s; {handed} events came"
+        handed += tracer.poll(timeout=0.5)
+    return handed
+
+
+def of_pids(events: list[Event], pids: set[int]) -> list[ExecEvent | ExitEvent]:
+    return [e for e in events if not isinstance(e, LostEvent) and e.pid in pids]
+
+
+def exits(events: list[Event], pids: set[int]) -> list[ExitEvent]:
+    return [e for e in of_pids(events, pids) if isinstance(e, ExitEvent)]
+
+
+def execs(events: list[Event], pids: set[int]) -> list[ExecEvent]:
+    return [e for e in of_pids(events, pids) if isinstance(e, ExecEvent)]
+
+
+def until_exit(*pids: int) -> Callable[[list[Event]], bool]:
+    """For `collect`: every one of these processes was seen to end."""
+    return lambda events: {e.pid for e in exits(events, set(pids))} == set(pids)
+
+
+def lost(events: list[Event]) -> int:
+    return sum(e.count for e in events if isinstance(e, LostEvent))
+
+
+def accounted(events: list[Event]) -> int:
+    """Of how many events the kernel's programs these tell, counting those that were lost."""
+    return sum(e.count if isinstance(e, LostEvent) else 1 for e in events)
+
+
+def assert_balanced(tracer: Tracer, events: list[Event]) -> None:
+    """After the end: what the kernel counted is what came, and what was reported to be lost."""
+    stats = tracer.stats
+    received = sum(not isinstance(e, LostEvent) for e in events)
+    assert (stats.received, stats.lost) == (received, lost(events)), stats
+    assert stats.produced == stats.received + stats.lost, stats
+
+
+# ---- What is in the kernel ----
+
+_IDS = re.compile(r"^(prog|map|link)_id:\t(\d+)$", re.MULTILINE)
+
+
+def bpftool(*words: str) -> Any:
+    """Its answer. Raises SkipTest where there is no bpftool."""
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    found = shutil.which("bpftool", path=path)
+    if found is None:
+        raise SkipTest("there is no bpftool")
+    done = subprocess.run([found, "--json", *words], capture_output=True, check=False)
+    assert done.returncode == 0, f"bpftool {words}: {done.stdout!r}{done.stderr!r}"
+    return json.loads(done.stdout or "[]")
+
+
+def held_by(pid: int | str = "self") -> set[tuple[str, int]]:
+    """The kinds and ids of the BPF objects that a process, or every one for "[0-9]*", has open."""
+    held: set[tuple[str, int]] = set()
+    for info in Path("/proc").glob(f"{pid}/fdinfo/*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            held.update((kind, int(number)) for kind, number in _IDS.findall(info.read_text()))
+    return held
+
+
+@functools.cache
+def names() -> tuple[set[str], set[str]]:
+    """Those of our programs and maps, from the BPF sources, as the kernel shows them."""
+    sources = Path(__file__).parents[1] / "bpf"
+    text = "".join(path.read_text() for path in sources.glob("*.[ch]"))
+    programs = re.findall(r'^SEC\("tp_btf/\w+"\)\nint (\w+)\(', text, re.MULTILINE)
+    maps = re.findall(r'^\} (\w+) SEC\("\.maps"\);', text, re.MULTILINE)
+    maps += ["bootstra.rodata", "bootstra.bss", "bootstra.data"]
+    return set(programs), {name[:15] for name in maps}
+
+
+def in_kernel() -> set[tuple[str, int]]:
+    """The kinds and ids of all programs, maps and links there that are ours by their names."""
+    of_programs, of_maps = names()
+    programs = {p["id"] for p in bpftool("prog", "list") if p.get("name") in of_programs}
+    maps = {m["id"] for m in bpftool("map", "list") if m.get("name") in of_maps}
+    links = {k["id"] for k in bpftool("link", "list") if k.get("prog_id") in programs}
+    kinds = {"prog": programs, "map": maps, "link": links}
+    return {(kind, number) for kind, numbers in kinds.items() for number in numbers}
+
+
+def assert_nothing_is_left() -> None:
+    """The kernel frees them a little later than the last descriptor is closed."""
+
+    def left() -> set[tuple[str, int]]:
+        return in_kernel() - held_by("[0-9]*")
+
+    wait_until(lambda: not left(), left)
+
+
+# ---- cgroups ----
+
+
+@contextlib.contextmanager
+def new_cgroup(name: str, controller: str = "") -> Iterator[Path]:
+    """Makes a cgroup, of v1 where that has the controller, and ends it with all below it.
+
+    Raises SkipTest where that is not possible.
+    """
+    path = _cgroup_root(controller) / f"pybootstrap-{os.getpid()}-{name}"
+    try:
+        path.mkdir()
+    except OSError as error:
+        raise SkipTest(f"cannot make a cgroup: {error}") from None
+    try:
+        yield path
+    finally:
+        wait_until(lambda: _removed(path))
+
+
+def _cgroup_root(controller: str) -> Path:
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, mount, kind, options, *_ = line.split()
+        if kind == "cgroup" and controller in options.split(","):
+            return Path(mount)
+        control = Path(mount) / "cgroup.subtree_control"
+        if kind == "cgroup2" and (not controller or controller in control.read_text().split()):
+            return Path(mount)
+    raise SkipTest(f"no cgroup hierarchy {controller and 'with the controller ' + controller}")
+
+
+def _removed(path: Path) -> bool:
+    """Kills what is in it; an ended process may keep it busy for a moment."""
+    with contextlib.suppress(OSError):
+        for pid in (path / "cgroup.procs").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+        for below in path.iterdir():
+            if below.is_dir():
+                below.rmdir()
+        path.rmdir()
+    return not path.exists()
+
+
+# ---- Records, as the BPF programs would send them, made through the C structs themselves ----
+
+
+def _text(filename: bytes | None, args: tuple[bytes, ...] | None) -> tuple[bytes, bytes]:
+    name = b"" if filename is None else filename + b"\0"
+    return name, b"".join(arg + b"\0" for arg in args or ())
+
+
+def _record(struct: str, kind: int, filename: bytes | None, args: Any, fields: Any) -> bytes:
+    name, tail = _text(filename, args)
+    size = ffi.sizeof(f"struct {struct}")
+    record: Any = ffi.new(f"struct {struct} *")
+    record.record.size = size + len(name) + len(tail)
+    record.record.kind = kind
+    record.text.filename_size = len(name)
+    record.text.args_size = len(tail)
+    for path, value in fields.items():
+        *parents, last = path.split("__")
+        target = record
+        for parent in parents:
+            target = getattr(target, parent)
+        setattr(target, last, value)
+    return bytes(ffi.buffer(record, size)) + name + tail
+
+
+def exec_record(
+    filename: bytes = b"/usr/bin/sleep",
+    args: tuple[bytes, ...] = (b"sleep", b"1"),
+    **fields: Any,
+) -> bytes:
+    """One exec record; further members as `process__pid=1`."""
+    return _record("exec_record", lib.RECORD_EXEC, filename, args, fields)
+
+
+def exit_record(
+    filename: bytes | None = b"/usr/bin/sleep",
+    args: tuple[bytes, ...] | None = (b"sleep", b"1"),
+    **fields: Any,
+) -> bytes:
+    """One exit record; further members as `status=256`."""
+    return _record("exit_record", lib.RECORD_EXIT, filename, args, fields)
+
+
+# ---- What JSON objects stand for ----
+
+
+def exact_bytes(fields: dict[str, Any], name: str) -> Any:
+    """The bytes that a text of an object of `--json` stands for, or each of a list of texts."""
+    exact = fields.get(f"{name}_base64")
+    if isinstance(fields[name], list):
+        return list(map(b64decode, exact)) if exact else [text.encode() for text in fields[name]]
+    return b64decode(exact) if exact else fields[name].encode()
+
+
+def ns_of(stamp: str | None) -> int:
+    """The ns since the epoch that a time of RFC 3339 stands for; 0 for none."""
+    if stamp is None:
+        return 0
+    seconds = calendar.timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S"))
+    return seconds * 10**9 + int(stamp[20:29])
