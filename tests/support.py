@@ -27,18 +27,19 @@ from pybootstrap._native import ffi, lib
 
 DEADLINE_S = 60.0  # far more than anything takes, emulated too; a test that needs it has failed
 ONE_HOUR_MS = 3_600_000  # the least duration for a Tracer that gets no events
-EVERY_S = 0.01  # how often a condition is looked at
 
 
 # ---- Waiting ----
 
 
-def wait_until(true: Callable[[], object], seen: Callable[[], object] = lambda: "") -> None:
+def wait_until(
+    true: Callable[[], object], seen: Callable[[], object] = str, every_s: float = 0.01
+) -> None:
     """Looks again and again until it is true. Fails after DEADLINE_S, with what is seen then."""
     end = time.monotonic() + DEADLINE_S
     while not true():
         assert time.monotonic() < end, f"not within {DEADLINE_S} s: {seen()}"
-        time.sleep(EVERY_S)
+        time.sleep(every_s)
 
 
 def run_until(true: Callable[[], object]) -> list[int]:

@@ -4,13 +4,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
+from pybootstrap import Tracer
+from tests.live.source import Source, build
 from tests.support import Command
+
+Start = Callable[..., Command]
+Trace = Callable[..., AbstractContextManager[tuple[Tracer, Source]]]
+Feed = Callable[[int], AbstractContextManager[Source]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,7 +29,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def bootstrap() -> Iterator[Callable[..., Command]]:
+def bootstrap() -> Iterator[Start]:
     """Starts the command; whatever still runs at the end of the test is killed, by pid."""
     with contextlib.ExitStack() as stack:
         yield lambda *arguments, **popen: stack.enter_context(Command(*arguments, **popen))
+
+
+@pytest.fixture(scope="session")
+def feed(tmp_path_factory: pytest.TempPathFactory) -> Feed:
+    """Starts the synthetic source, for the one Tracer of the process with this id."""
+    program = build(tmp_path_factory.mktemp("source"))
+    return lambda pid: Source(program, pid)
+
+
+@pytest.fixture
+def trace(feed: Feed) -> Trace:
+    """Starts a Tracer and the source; all events are the source's, as init executes nothing."""
+
+    @contextlib.contextmanager
+    def start(**settings: Any) -> Iterator[tuple[Tracer, Source]]:
+        with Tracer(pids=[1], **settings) as tracer, feed(os.getpid()) as source:
+            yield tracer, source
+
+    return start

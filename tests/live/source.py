@@ -6,13 +6,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import subprocess
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from tests.support import held_by
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path("tests/live")
@@ -73,25 +74,17 @@ def build(directory: Path) -> Path:
     return program
 
 
-def _own_maps() -> set[str]:
-    """The ids of all BPF maps that this process has open."""
-    ids: set[str] = set()
-    for info in Path("/proc/self/fdinfo").iterdir():
-        with contextlib.suppress(OSError):
-            ids.update(re.findall(r"^map_id:\s*(\d+)", info.read_text(), re.MULTILINE))
-    return ids
-
-
 class Source:
-    """The running program, which sends to the one Tracer of this process; in a `with` statement.
+    """The running program, which sends to the one Tracer of a process; in a `with` statement.
 
     So that nothing else on the machine is measured, the calling thread runs on CPU B, because a
     record that is delayed on A keeps A busy; and it and the program have real-time priority.
     """
 
-    def __init__(self, program: Path) -> None:
+    def __init__(self, program: Path, pid: int) -> None:
+        maps = [str(number) for kind, number in held_by(pid) if kind == "map"]
         self._process = subprocess.Popen(
-            [program, *_own_maps()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [program, *maps], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __enter__(self) -> Source:
@@ -115,6 +108,11 @@ class Source:
         assert self._process.stdin is not None
         self._process.stdin.write(order + "\n")
         self._process.stdin.flush()
+
+    def sent(self, *senders: Sender) -> Answer:
+        """Has all these send at once, and waits until they have."""
+        self.send(*senders)
+        return self.answer()
 
     def answer(self) -> Answer:
         """Waits until all have sent."""

@@ -21,10 +21,10 @@ from typing import Any, Callable
 import pytest
 
 from pybootstrap import Event, StateError, Tracer
+from tests.live.conftest import Start
 from tests.support import (
     DEADLINE_S,
     ONE_HOUR_MS,
-    Command,
     assert_nothing_is_left,
     collect,
     exits,
@@ -40,8 +40,6 @@ from tests.support import (
     wait_until,
     waits_in,
 )
-
-Start = Callable[..., Command]
 
 
 def test_what_is_ours_is_found_in_the_kernel() -> None:

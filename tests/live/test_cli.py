@@ -11,15 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable
 
 import pytest
 
 from pybootstrap import __version__
 from pybootstrap.render import HEADER
-from tests.support import Command, assert_nothing_is_left, run, run_until
+from tests.live.conftest import Start
+from tests.support import assert_nothing_is_left, run, run_until
 
-Start = Callable[..., Command]
 LINE = re.compile(
     r"(?P<time>\d\d:\d\d:\d\d) (?P<event>EXEC |EXIT ) (?P<comm>.{16}) "
     r"(?P<pid>\d+ *) (?P<ppid>\d+ *) (?P<detail>.+)"

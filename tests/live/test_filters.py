@@ -7,13 +7,13 @@ import os
 import pwd
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pybootstrap import ExecEvent, ExitEvent, SettingError, Tracer
-from tests.support import Command, bpftool, held_by, new_cgroup, run
+from tests.live.conftest import Start
+from tests.support import bpftool, held_by, new_cgroup, run
 
 
 def traced(tracer: Tracer) -> list[ExecEvent | ExitEvent]:
@@ -157,13 +157,13 @@ def test_a_filter_that_is_off_leaves_no_instruction() -> None:
     assert translated_bytes(Tracer(args=False, failed=True)) < plain  # no exec is sent at all
 
 
-def test_a_user_with_too_many_digits_is_one_line(bootstrap: Callable[..., Command]) -> None:
+def test_a_user_with_too_many_digits_is_one_line(bootstrap: Start) -> None:
     status, out, err = bootstrap("-u", "9" * 5000).end()
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "there is no user" in err
 
 
-def test_the_options(bootstrap: Callable[..., Command]) -> None:
+def test_the_options(bootstrap: Start) -> None:
     command = bootstrap("-x", "-u", "root", "-c", "sh", "--ppid", str(os.getpid()))
     command.wait_for_header()
     run("/bin/false")

@@ -17,11 +17,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Callable
 
 import pytest
 
 from pybootstrap import ExecEvent, ExitEvent, LostEvent, Tracer
+from tests.live.conftest import Start
 from tests.support import (
     DEADLINE_S,
     Command,
@@ -34,8 +34,6 @@ from tests.support import (
     of_pids,
     until_exit,
 )
-
-Start = Callable[..., Command]
 
 HOSTILE = {
     "escape sequences": b"\x1b[2J\x1b]0;owned\x07",

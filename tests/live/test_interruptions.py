@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import pty
 import random
@@ -23,25 +24,25 @@ from typing import Any, Callable
 import pytest
 
 import pybootstrap
-from pybootstrap import Event, StateError, Tracer
+from pybootstrap import Event, ExecEvent, StateError, Tracer
+from tests.live.conftest import Feed, Start, Trace
+from tests.live.source import A, Sender
 from tests.support import (
     DEADLINE_S,
     ONE_HOUR_MS,
-    Command,
     alarms,
+    assert_balanced,
     handler,
     join,
     once_asleep,
     run,
-    until_exit,
+    status_of,
     wait_until,
     waits_in,
 )
 
 PACKAGE = os.path.dirname(pybootstrap.__file__)
 ENDINGS = int(os.environ.get("PYBOOTSTRAP_ENDINGS", "40"))  # runs of the command
-
-Start = Callable[..., Command]
 
 
 class AlarmError(Exception):
@@ -167,7 +168,9 @@ def test_the_command_ends_whenever_it_is_told(bootstrap: Start, number: signal.S
 
 
 @pytest.mark.parametrize("streams", [("stderr",), ("stdout",), ("stdout", "stderr")])
-def test_blocked_streams_do_not_keep_it_alive(bootstrap: Start, streams: tuple[str, ...]) -> None:
+def test_blocked_streams_do_not_keep_it_alive(
+    bootstrap: Start, feed: Feed, streams: tuple[str, ...]
+) -> None:
     """Losses are reported to a standard error that nobody reads and that is full."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -178,13 +181,13 @@ def test_blocked_streams_do_not_keep_it_alive(bootstrap: Start, streams: tuple[s
     try:
         to = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         to |= dict.fromkeys(streams, writer)
-        command = bootstrap("--json", "--ring-size", "64K", **to)
+        command = bootstrap("--json", "--pid", "1", "--ring-size", "64K", **to)
         command.wait_for_tracing()
-        command.process.send_signal(signal.SIGSTOP)
-        for _ in range(400):  # more than the ring holds
-            run("/bin/true")
+        with feed(command.pid) as source:
+            command.stop()
+            assert source.sent(Sender(A, 400)).lost > 0
         command.process.send_signal(signal.SIGCONT)
-        time.sleep(0.2)  # so that it meets the full pipe before it is told to end
+        wait_until(lambda: waits_in("poll", command.pid))  # for the full pipe
         begin = time.monotonic()
         command.process.send_signal(signal.SIGTERM)
         command.process.wait(DEADLINE_S)
@@ -295,37 +298,35 @@ def test_calls_of_many_threads_while_it_is_closed() -> None:
 
 
 @uses_alarm
-def test_a_handler_cannot_read_what_its_victim_reads() -> None:
+def test_a_handler_cannot_read_what_its_victim_reads(trace: Trace) -> None:
     """And nothing of the interrupted read's events is lost."""
-    refused: list[StateError] = []
+    refused: list[str] = []
     events: list[Event] = []
 
     def nested(*_: object) -> None:
         try:
             events.extend(tracer.read(0))  # when it interrupts something else
         except StateError as error:
-            refused.append(error)
+            refused.append(str(error))
 
-    with Tracer(max_latency_ms=1) as tracer, handler(signal.SIGALRM, nested):
-        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
-        try:
-            pids = [run("/bin/true")[0] for _ in range(200)]
-            end = time.monotonic() + DEADLINE_S
-            # The handler may have read all of them: then it interrupts the reads that wait in vain.
-            while not (refused and until_exit(*pids)(events)):
-                assert time.monotonic() < end
-                events.extend(tracer.read(0.1))
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        assert "handler" in str(refused[0])
-        stats = tracer.stats
-        assert len(events) == stats.received
-        assert stats.lost == 0
+    def read() -> bool:
+        events.extend(tracer.read(0.1))
+        # The handler may have read all of them: then it interrupts the reads that wait in vain.
+        return bool(refused) and len(events) == 400
+
+    with trace(max_latency_ms=1) as (tracer, source):
+        source.send(Sender(A, 400, pace_ms=1))
+        with alarms(nested, 0.0005, 0.0005):
+            wait_until(read, lambda: tracer.stats, every_s=0)
+        source.answer()
+        assert "handler" in refused[0]
+        assert_balanced(tracer, events)
+    assert [e.pid for e in events if isinstance(e, ExecEvent)] == [*range(1, 401)]
 
 
 @uses_alarm
 @pytest.mark.parametrize("way", ["read", "next"])
-def test_a_handler_that_raises_loses_no_events(way: str) -> None:
+def test_a_handler_that_raises_loses_no_events(trace: Trace, way: str) -> None:
     """Wherever in the package it comes; what was given out already is the caller's matter."""
 
     def interrupt(_: object, frame: FrameType | None) -> None:
@@ -333,27 +334,28 @@ def test_a_handler_that_raises_loses_no_events(way: str) -> None:
             raise AlarmError
 
     events: list[Event] = []
-    raised, end = 0, time.monotonic() + DEADLINE_S
-    script = "i=0; while [ $i -lt 1500 ]; do /bin/true; i=$((i+1)); done"
-    with Tracer(max_latency_ms=0) as tracer, handler(signal.SIGALRM, interrupt):
-        process = subprocess.Popen(["sh", "-c", script])
-        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.00037)
+    raised, count = 0, 3000
+
+    def read() -> bool:
+        nonlocal raised
         try:
-            while process.poll() is None:
-                assert time.monotonic() < end
-                try:
-                    events += tracer.read(0.1) if way == "read" else [next(tracer)]
-                except AlarmError:
-                    raised += 1
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            process.wait()
+            events.extend(tracer.read(0.1) if way == "read" else [next(tracer)])
+        except AlarmError:
+            raised += 1
+        return len(events) >= count
+
+    gc.collect()  # or the handler may raise in __del__ of the Tracer of an earlier test
+
+    with trace(max_latency_ms=0) as (tracer, source):
+        source.send(Sender(A, count, pace_ms=0.4))
+        with alarms(interrupt, 0.001, 0.00037):
+            wait_until(read, lambda: tracer.stats, every_s=0)
+        source.answer()
         tracer.stop()
         events += tracer
-        stats = tracer.stats
+        assert_balanced(tracer, events)
     assert raised > 100
-    assert stats.lost == 0
-    assert len(events) == stats.received >= 3000
+    assert [e.pid for e in events if isinstance(e, ExecEvent)] == [*range(1, count + 1)]
 
 
 # ---- asyncio ----
@@ -571,17 +573,22 @@ def test_threading_imported_outside_of_the_main_thread() -> None:
     assert (ended.stdout, ended.stderr) == ("[]\n", "")
 
 
-def test_a_terminal_that_takes_a_little_and_then_nothing(bootstrap: Start) -> None:
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    return bool(int(status_of(pid)["SigCgt"], 16) >> (number - 1) & 1)
+
+
+def test_a_terminal_that_takes_a_little_and_then_nothing(bootstrap: Start, feed: Feed) -> None:
     """Its write(2) blocks although it polled as writable; PEP 475 would go on with it."""
     master, slave = pty.openpty()
     try:
-        command = bootstrap("--args", stdout=slave)
+        command = bootstrap("--json", "--pid", "1", stdout=slave)
         command.wait_for_tracing()
-        for _ in range(300):
-            run("/bin/true", "an argument that fills the terminal" * 3)
-        time.sleep(0.3)  # so that it has met the full terminal
+        with feed(command.pid) as source:
+            source.sent(Sender(A, 1000))
+        wait_until(lambda: waits_in("write", command.pid) or waits_in("poll", command.pid))
         command.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        wait_until(lambda: catches(command.pid, signal.SIGALRM))  # it knows, and has patience
         os.read(master, 1000)
         begin = time.monotonic()
         command.process.wait(DEADLINE_S)

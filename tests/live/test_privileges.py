@@ -11,14 +11,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pybootstrap import SettingError
 from pybootstrap.privileges import Account, account, invoking_account
-from tests.support import Command, run, run_until, status_of
+from tests.live.conftest import Feed, Start
+from tests.live.source import A, Sender
+from tests.support import run, run_until, status_of
 
 NOBODY = pwd.getpwnam("nobody")
 SUDO = {"SUDO_UID": str(NOBODY.pw_uid), "SUDO_GID": str(NOBODY.pw_gid)}
@@ -34,7 +35,7 @@ SUDO = {"SUDO_UID": str(NOBODY.pw_uid), "SUDO_GID": str(NOBODY.pw_gid)}
     ],
 )
 def test_privileges_are_given_up_and_tracing_goes_on(
-    bootstrap: Callable[..., Command], environ: dict[str, str], arguments: list[str], uid: int
+    bootstrap: Start, environ: dict[str, str], arguments: list[str], uid: int
 ) -> None:
     command = bootstrap(*arguments, env={**os.environ, **environ})
     command.wait_for_header()
@@ -51,9 +52,7 @@ def test_privileges_are_given_up_and_tracing_goes_on(
     assert len(re.findall(rf"^\S+ E\w+ +true +{pid} ", out, re.MULTILINE)) == 2
 
 
-def test_an_output_file_is_the_invoking_users(
-    bootstrap: Callable[..., Command], tmp_path: Path
-) -> None:
+def test_an_output_file_is_the_invoking_users(bootstrap: Start, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     forbidden, allowed = tmp_path / "root", tmp_path / "nobody"
     forbidden.mkdir(mode=0o700)
@@ -72,7 +71,7 @@ def test_an_output_file_is_the_invoking_users(
     assert len((allowed / "x").read_text().splitlines()) == 3
 
 
-def test_a_fifo_that_nobody_reads(bootstrap: Callable[..., Command], tmp_path: Path) -> None:
+def test_a_fifo_that_nobody_reads(bootstrap: Start, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     status, _, err = bootstrap("-o", str(tmp_path / "fifo")).end()
     assert (status, err.count("\n")) == (74, 1)
@@ -94,7 +93,7 @@ def test_a_plain_user_with_two_capabilities_can_trace() -> None:
     assert len(out.splitlines()) == 3
 
 
-def test_check(bootstrap: Callable[..., Command]) -> None:
+def test_check(bootstrap: Start) -> None:
     status, out, err = bootstrap("--check").end()
     assert (status, err) == (0, "")
     names = [re.match(r"ok {6}([\w ]+): ", line) for line in out.splitlines()]
@@ -114,14 +113,14 @@ def test_check_without_privilege() -> None:
     assert "NOT OK  capabilities: tracing needs the capabilities CAP_BPF and" in ended.stdout
 
 
-def test_strict(bootstrap: Callable[..., Command]) -> None:
+def test_strict(bootstrap: Start, feed: Feed) -> None:
     """Nobody reads standard output until far more has happened than fits into the ring."""
     reading, writing = os.pipe()
-    command = bootstrap("-j", "--strict", "--ring-size", "64K", stdout=writing)
+    command = bootstrap("-j", "--strict", "-p", "1", "--ring-size", "64K", stdout=writing)
     os.close(writing)
     command.wait_for_tracing()
-    for _ in range(2000):
-        run("/bin/true", "x" * 500)
+    with feed(command.pid) as source:
+        assert source.sent(Sender(A, 12_000)).lost > 0
     command.process.send_signal(signal.SIGTERM)
     with open(reading, "rb") as pipe:
         lines = pipe.read().splitlines()
@@ -197,7 +196,7 @@ def test_another_process_of_its_user_cannot_take_its_descriptors() -> None:
 
 
 def test_an_output_file_is_the_invoking_users_whoever_the_command_becomes(
-    bootstrap: Callable[..., Command], tmp_path: Path
+    bootstrap: Start, tmp_path: Path
 ) -> None:
     """A rule of sudoers(5) for this one command must not become the right to write any file."""
     tmp_path.chmod(0o700)
@@ -209,7 +208,7 @@ def test_an_output_file_is_the_invoking_users_whoever_the_command_becomes(
     assert not path.exists()
 
 
-def test_standard_output_can_be_named(bootstrap: Callable[..., Command]) -> None:
+def test_standard_output_can_be_named(bootstrap: Start) -> None:
     command = bootstrap("-o", "-")
     command.wait_for_header()
     assert command.end(signal.SIGTERM)[0] == 0

@@ -4,22 +4,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import select
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import pytest
 
 from pybootstrap import Event, ExecEvent, LostEvent, Stats, Tracer
-from tests.live.source import A, B, Sender, Size, Source, build
+from tests.live.conftest import Trace
+from tests.live.source import A, B, Sender, Size
 from tests.support import DEADLINE_S, accounted, collect, lost, status_of, wait_until
-
-Trace = Callable[..., AbstractContextManager[tuple[Tracer, Source]]]
 
 SLACK_MS = 250  # what an overloaded machine may add
 MISSED_S = 2.0  # a reader that sleeps longer than this has missed its wake-up
@@ -27,23 +24,6 @@ QUIET_MS = 40  # before records are sent, so that the reader sleeps and its time
 SMALL_RING = 64 * 1024
 
 two_cpus = pytest.mark.skipif(A == B, reason="needs two CPUs")
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture
-def trace(program: Path) -> Trace:
-    """Starts a Tracer and the source; all events are the source's, as init executes nothing."""
-
-    @contextlib.contextmanager
-    def start(**settings: Any) -> Iterator[tuple[Tracer, Source]]:
-        with Tracer(pids=[1], **settings) as tracer, Source(program) as source:
-            yield tracer, source
-
-    return start
 
 
 def numbers(events: list[Event], cpu: int) -> list[int]:
