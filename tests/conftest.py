@@ -13,7 +13,7 @@ import pytest
 
 from pybootstrap import BootstrapError, Tracer
 
-pytest.register_assert_rewrite("tests.support")
+pytest.register_assert_rewrite("tests.cases", "tests.support")
 
 
 @functools.cache

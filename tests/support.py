@@ -303,6 +303,16 @@ def in_kernel() -> set[tuple[str, int]]:
     return {(kind, number) for kind, numbers in kinds.items() for number in numbers}
 
 
+def wait_until_gone(held: set[tuple[str, int]]) -> None:
+    """Until none of these objects is in the kernel."""
+
+    def left() -> set[tuple[str, int]]:
+        kinds = ("prog", "map", "link")
+        return held & {(kind, one["id"]) for kind in kinds for one in bpftool(kind, "list")}
+
+    wait_until(lambda: not left(), left)
+
+
 def assert_nothing_is_left() -> None:
     """The kernel frees them a little later than the last descriptor is closed."""
 

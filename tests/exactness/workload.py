@@ -113,6 +113,26 @@ TRAPS = {
     "setuid and setsid after exec": Script.of("fork [ setsid uid 65534 comm other exit 5 ]", 2),
 }
 
+# Who ends first, and whether an exec comes before: to be repeated.
+RACES = {
+    # An exec makes the thread that is left the leader: what the old one did is forgotten.
+    "exec, then the new leader first": Script.of(
+        "inthread hang sleep 5 exec inthread sysexit:5 sleep 20 exit 7", 1, 2
+    ),
+    "exec of a thread left alone, then leader first": Script.of(
+        "inthread sysexit:3 sleep 5 exec inthread sysexit:5 sleep 20 sysexit 7", 1, 2
+    ),
+    "leader first, last thread ends": Script.of("inthread sysexit:5 sysexit 7"),
+    "leader first, exit": Script.of("inthread sysexit:5 sleep 5 exit 7"),
+    "leader first, threads": Script.of("threads 9 sysexit:4 inthread sysexit:5 sysexit 7"),
+    "exec among ending threads": Script.of(
+        "threads 30 sysexit:9 inthread sysexit:5 exec exit 3", 1, 2
+    ),
+    "exec, then threads": Script.of(
+        "threads 20 hang inthread hang exec threads 9 pexit exit 3", 1, 2
+    ),
+}
+
 
 class Part(NamedTuple):
     """Words, and how many processes and execs they add."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -68,31 +67,6 @@ def test_args(bootstrap: Start) -> None:
     ]
 
 
-def test_duration(bootstrap: Start) -> None:
-    command = bootstrap("-d", "100")
-    command.wait_for_header()
-    short, _ = run("/bin/true")
-    long, _ = run("/bin/sleep", "0.2")
-    _, out, _ = command.end(signal.SIGTERM)
-    assert lines_of(out, short) == []
-    assert without_ms(lines_of(out, long)) == ["EXIT sleep [0] (_ms)"]
-    assert "EXEC" not in out
-
-
-def test_json(bootstrap: Start) -> None:
-    command = bootstrap("--json")
-    command.wait_for_tracing()
-    pid, _ = run("/bin/sh", "-c", "exit 5")
-    status, out, _ = command.end(signal.SIGTERM)
-    assert status == 0
-    events = [json.loads(line) for line in out.splitlines()]
-    mine = [e for e in events if e.get("pid") == pid]
-    assert [e["event"] for e in mine] == ["exec", "exit"]
-    assert mine[0]["args"] == ["/bin/sh", "-c", "exit 5"]
-    assert mine[1]["exit_code"] == 5
-    assert mine[1]["signal"] is None
-
-
 def test_count(bootstrap: Start) -> None:
     command = bootstrap("-n", "3")
     command.wait_for_header()
@@ -133,19 +107,6 @@ def test_a_signal_at_any_moment_ends_it_and_leaves_nothing(
         status, _, err = command.end(number)
         assert status == 0 or not re.search(r'cli\.py", line \d+, in main', err), err
     assert_nothing_is_left()
-
-
-def test_without_privilege() -> None:
-    """Root, but without a single capability."""
-    ended = subprocess.run(
-        ["setpriv", "--bounding-set=-all", sys.executable, "-m", "pybootstrap"],
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    assert (ended.returncode, ended.stdout) == (77, "")
-    assert ended.stderr.startswith("bootstrap: tracing needs the capabilities CAP_BPF")
-    assert ended.stderr.count("\n") == 1
 
 
 def test_standard_output_closed(bootstrap: Start) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.exactness.workload import (
+    RACES,
     TRAPS,
     Difference,
     Recording,
@@ -94,19 +95,9 @@ def test_64_threads_exit_at_once_1000_times(site: Site, how: str) -> None:
     check_script(site, Script.of(f"crowd 64 {how}"), times=1000)
 
 
-def test_exec_from_another_thread_200_times(site: Site) -> None:
-    script = Script.of("threads 20 hang inthread hang exec threads 9 pexit exit 3", 1, 2)
-    check_script(site, script, times=200)
-
-
-def test_leader_and_last_thread_race_500_times(site: Site) -> None:
-    check_script(site, Script.of("inthread sysexit:5 sysexit 7"), times=500)
-
-
-def test_exit_races_with_exec_300_times(site: Site) -> None:
-    """Threads that end while another one's exec ends them."""
-    script = Script.of("threads 30 sysexit:9 inthread sysexit:5 exec exit 3", 1, 2)
-    check_script(site, script, times=300)
+@pytest.mark.parametrize("race", RACES)
+def test_race_500_times(site: Site, race: str) -> None:
+    check_script(site, RACES[race], times=500)
 
 
 HERD = 20_000

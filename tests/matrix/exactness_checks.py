@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 """The checks of guest.py that hold every event against what wait4(2) said: tests/exactness.
 
-Its workload.py lies beside this file when a kernel is checked, and so does its behave.c, built.
+Its behave.c lies beside this file, built, when a kernel is checked.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from pathlib import Path
 from typing import Any
 
-from checking import Check, require
+from checking import Check
 
-workload: Any = importlib.import_module("workload")
+from tests.exactness import workload
 
 BEHAVE = Path(__file__).with_name("behave")
 SEED = 1
@@ -21,25 +20,6 @@ GENERATED = 300  # processes that the generated workload makes at least
 SHOWN = 5  # differences in a detail
 # What an emulated CPU does between an EXIT and the process's real end takes that much longer.
 EMULATED = 50
-
-RACES = {
-    # An exec makes the thread that is left the leader: what the old one did is forgotten.
-    "exec, then the new leader first": workload.Script.of(
-        "inthread hang sleep 5 exec inthread sysexit:5 sleep 20 exit 7", 1, 2
-    ),
-    "exec of a thread left alone, then leader first": workload.Script.of(
-        "inthread sysexit:3 sleep 5 exec inthread sysexit:5 sleep 20 sysexit 7", 1, 2
-    ),
-    "leader first, last thread ends": workload.Script.of("inthread sysexit:5 sysexit 7"),
-    "leader first, exit": workload.Script.of("inthread sysexit:5 sleep 5 exit 7"),
-    "leader first, threads": workload.Script.of("threads 9 sysexit:4 inthread sysexit:5 sysexit 7"),
-    "exec among ending threads": workload.Script.of(
-        "threads 30 sysexit:9 inthread sysexit:5 exec exit 3", 1, 2
-    ),
-    "exec, then threads": workload.Script.of(
-        "threads 20 hang inthread hang exec threads 9 pexit exit 3", 1, 2
-    ),
-}
 
 
 def allow_for_emulation() -> None:
@@ -57,9 +37,8 @@ def compared(scripts: list[Any], parallel: int, **settings: Any) -> str:
     found = [str(one) for one in workload.compare(recording.events, recording.witness, args=args)]
     if stats.produced != stats.received + stats.lost or stats.lost:
         found.insert(0, f"the books: {stats}")
-    require(
-        not found,
-        f"{len(found)} differences, missed {stats.missed}: " + "; ".join(found[:SHOWN]),
+    assert not found, f"{len(found)} differences, missed {stats.missed}: " + "; ".join(
+        found[:SHOWN]
     )
     partial = sum(getattr(event, "usage_partial", False) for event in recording.events)
     said = f"{len(recording.witness.processes)} processes, {len(recording.events)} events"
@@ -89,7 +68,7 @@ def check_crowds() -> str:
 
 def check_races() -> str:
     """Leaders that exit first, and execs while threads end, 50 times each."""
-    return compared(list(itertools.chain.from_iterable([RACES.values()] * 50)), parallel=4)
+    return compared(list(itertools.chain.from_iterable([workload.RACES.values()] * 50)), parallel=4)
 
 
 CHECKS: tuple[Check, ...] = (

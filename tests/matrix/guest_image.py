@@ -34,7 +34,7 @@ LEFT_OUT_MODULES = re.compile(r"_test|_ctypes_test|_tkinter|_?xx")
 INIT = """\
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root LC_ALL=C.UTF-8 PYTHONPATH={site}
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root LC_ALL=C.UTF-8 PYTHONPATH={site}:{suite}
 chmod 755 /
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -190,8 +190,8 @@ def write_archive(tree: Tree, target: Path) -> None:
         write_entry(out, 0, "TRAILER!!!", Entry(0))
 
 
-def build(target: Path, site: Path, suite: Path, arguments: str, additions: list[str]) -> None:
-    """Write the initramfs whose init runs `suite`/guest.py, with the packages of `site` at hand."""
+def build(target: Path, site: Path, suite: Path, command: str, additions: list[str]) -> None:
+    """Write the initramfs whose init runs a script of `suite` that can use what is in `site`."""
     busybox = shutil.which("busybox")
     if busybox is None:
         raise SystemExit("busybox is missing: install the package busybox-static")
@@ -209,6 +209,6 @@ def build(target: Path, site: Path, suite: Path, arguments: str, additions: list
     add_libraries(tree)
     add_text(tree, "/etc/passwd", PASSWD)
     add_text(tree, "/etc/group", GROUP)
-    command = f"{python} {SUITE}/guest.py {arguments}".rstrip()
-    add_text(tree, "/init", INIT.format(site=SITE, command=command), mode=0o755)
+    init = INIT.format(site=SITE, suite=SUITE, command=f"{python} {SUITE}/{command}")
+    add_text(tree, "/init", init, mode=0o755)
     write_archive(tree, target)

@@ -35,11 +35,14 @@ from kernel_packages import (
 from kernel_packages import mirrors as configured_mirrors
 
 HERE = Path(__file__).resolve().parent
-EXACTNESS = HERE.parent / "exactness"
-# What runs in a guest and on the host; behave is added to it.
+ROOT = HERE.parents[1]
+BEHAVE = ROOT / "tests/exactness/behave.c"
+# What runs in a guest and on the host, at the same places as in the repository; behave is added.
+GUEST = "tests/matrix/guest.py"
 SUITE_FILES = (
-    HERE / "guest.py", HERE / "checking.py", HERE / "package_checks.py",
-    HERE / "exactness_checks.py", EXACTNESS / "workload.py",
+    GUEST, "tests/matrix/checking.py", "tests/matrix/package_checks.py",
+    "tests/matrix/exactness_checks.py", "tests/exactness/workload.py",
+    "tests/__init__.py", "tests/cases.py", "tests/support.py",
 )  # fmt: skip
 QEMU = "qemu-system-x86_64"
 NAMES = {"oldest": SUITES[0], "newest": SUITES[-1]}
@@ -150,15 +153,15 @@ def require_tools(guests: bool) -> None:
 
 def make_suite(suite: Path, package: bool) -> None:
     """Put what guests and host run into one folder, with behave.c built to run anywhere."""
-    suite.mkdir()
     for file in SUITE_FILES:
-        shutil.copy(file, suite)
+        (suite / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, suite / file)
     if package:
         compiler = os.environ.get("CC", "cc")
-        source, program = EXACTNESS / "behave.c", suite / "behave"
-        command = [compiler, "-static", "-O2", "-pthread", "-o", str(program), str(source)]
+        program = (suite / GUEST).with_name("behave")
+        command = [compiler, "-static", "-O2", "-pthread", "-o", str(program), str(BEHAVE)]
         if subprocess.run(command, check=False).returncode != 0:
-            raise SystemExit(f"{source.name} could not be built: install the package gcc")
+            raise SystemExit(f"{BEHAVE.name} could not be built: install the package gcc")
 
 
 def install_package(wheel: Path | None, site: Path) -> None:
@@ -246,8 +249,8 @@ def run_on_host(row: Row, site: Path, suite: Path, args: argparse.Namespace) -> 
     Elsewhere than in the repository, whose own pybootstrap/ would be found before the wheel's.
     """
     # As root, who must leave nothing in the temporary folder that only root can remove.
-    command = ["env", f"PYTHONPATH={site}", "PYTHONDONTWRITEBYTECODE=1"]
-    command += [sys.executable, str(suite / "guest.py"), *guest_arguments(args)]
+    command = ["env", f"PYTHONPATH={site}:{suite}", "PYTHONDONTWRITEBYTECODE=1"]
+    command += [sys.executable, str(suite / GUEST), *guest_arguments(args)]
     if os.geteuid() != 0:
         command.insert(0, "sudo")
     started = time.monotonic()
@@ -307,8 +310,8 @@ def run_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
     rows = []
     if guests:
         args.cache.mkdir(parents=True, exist_ok=True)
-        arguments = " ".join(["--emulated", *guest_arguments(args)])
-        guest_image.build(initramfs, site, suite, arguments, guest_additions(args))
+        command = " ".join([GUEST, "--emulated", *guest_arguments(args)])
+        guest_image.build(initramfs, site, suite, command, guest_additions(args))
         mirrors = args.mirror or configured_mirrors()
         with ThreadPoolExecutor(args.jobs) as pool:
             boots = []
