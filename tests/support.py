@@ -117,6 +117,18 @@ def open_descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+def preload(directory: Path, source: str, *defined: str) -> str:
+    """A library for LD_PRELOAD of this C source. Raises SkipTest where there is no compiler."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        raise SkipTest("no C compiler")
+    file, library = directory / "preload.c", directory / "preload.so"
+    file.write_text(source)
+    options = ["-shared", "-fPIC", *(f"-D{name}" for name in defined)]
+    subprocess.run([compiler, *options, file, "-o", library, "-ldl"], check=True)
+    return str(library)
+
+
 class Command:
     """A running `bootstrap` command, which ends with the test."""
 
@@ -203,12 +215,14 @@ def alarms(function: Callable[..., Any], first_s: float, every_s: float = 0) -> 
 # ---- Events ----
 
 
-def collect(tracer: Tracer, done: Callable[[list[Event]], object]) -> list[Event]:
+def collect(
+    tracer: Tracer, done: Callable[[list[Event]], object], within_s: float = DEADLINE_S
+) -> list[Event]:
     """Reads until done(events so far) is true."""
     events: list[Event] = []
-    end = time.monotonic() + DEADLINE_S
+    end = time.monotonic() + within_s
     while not done(events):
-        assert time.monotonic() < end, f"not seen in {DEADLINE_S} s; seen: {events[-20:]}"
+        assert time.monotonic() < end, f"not seen in {within_s} s; seen: {events[-20:]}"
         events += tracer.read(timeout=0.5)
     return events
 

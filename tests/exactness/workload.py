@@ -501,9 +501,9 @@ class Run:
             os._exit(0)
         self._status: int | None = None
 
-    def ended(self) -> bool:
+    def ended(self, options: int = os.WNOHANG) -> bool:
         if self._status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status = os.waitpid(self.pid, options)
             self._status = status if pid else None
         return self._status is not None
 
@@ -514,8 +514,7 @@ class Run:
 
     def witness(self) -> Witness:
         """What was seen; waits for the end."""
-        while not self.ended():
-            time.sleep(0.01)
+        self.ended(options=0)
         if self._status:
             raise RuntimeError(f"the supervisor ended with wait status {self._status}")
         lines = self.lines()

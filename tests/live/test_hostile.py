@@ -138,7 +138,7 @@ def test_text_is_one_printable_line_an_event(
 
 @pytest.mark.usefixtures("utf8")
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_no_name_ends_the_command_for_its_output_cannot_say_it(
+def test_unencodable_names_do_not_end_the_command(
     bootstrap: Start, programs: dict[str, bytes], encoding: str
 ) -> None:
     command = bootstrap("--args", env={**os.environ, "PYTHONIOENCODING": encoding})

@@ -537,7 +537,7 @@ def test_children_of_forks_hold_no_descriptors_while_threads_use_it() -> None:
     threads = [threading.Thread(target=target) for target in (use, use, fork)]
     for thread in threads:
         thread.start()
-    end = time.monotonic() + 4
+    end = time.monotonic() + 4  # in which forks meet the starts at many moments
     while time.monotonic() < end:
         tracers.append(Tracer(ring_size=65536, max_processes=16))
         with contextlib.suppress(StateError):

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support import preload
 
 TRACE = """
 import ctypes, json, os, re, signal, sys, time
@@ -133,26 +134,14 @@ def traced(*command: str, **environ: str) -> dict[str, Any]:
     return said
 
 
-def preload(directory: Path, *defined: str) -> str:
-    """A library of BETWEEN."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        pytest.skip("no C compiler")
-    source, library = directory / "between.c", directory / "between.so"
-    source.write_text(BETWEEN)
-    options = ["-shared", "-fPIC", *(f"-D{name}" for name in defined)]
-    subprocess.run([compiler, *options, str(source), "-o", str(library), "-ldl"], check=True)
-    return str(library)
-
-
 def test_a_kernel_without_jit(tmp_path: Path) -> None:
-    said = traced(LD_PRELOAD=preload(tmp_path, "NO_JIT"))
+    said = traced(LD_PRELOAD=preload(tmp_path, BETWEEN, "NO_JIT"))
     assert said["programs"] == ["handle_exec_old", "handle_exit_old"]
     assert [(e["filename"], e["exit_code"]) for e in said["ended"]] == [("/bin/true", 0)] * 20
 
 
 def test_an_event_whose_claim_fails_is_counted_as_missed(tmp_path: Path) -> None:
-    said = traced(LD_PRELOAD=preload(tmp_path, "FULL"))
+    said = traced(LD_PRELOAD=preload(tmp_path, BETWEEN, "FULL"))
     assert said["programs"] == ["exec_again", "exit_again", "handle_exec", "handle_exit"]
     assert len(said["ended"]) < 20
     stats = said["stats"]

@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 import pytest
 
-from pybootstrap import Event, ExitEvent, Stats, Tracer
-from tests.support import DEADLINE_S, run
+from pybootstrap import ExitEvent, Stats, Tracer
+from tests.support import DEADLINE_S, collect, run, wait_until
 
 SECONDS = int(os.environ.get("PYBOOTSTRAP_STRESS_S", "3"))
 USER = 64_997  # of nobody else, so that nothing else on the machine counts
@@ -108,29 +108,30 @@ def start_stress(directory: str) -> subprocess.Popen[bytes]:
 def end_stress(process: subprocess.Popen[bytes]) -> None:
     """Ends all that the user still has, however the test went."""
     process.terminate()
-    deadline = time.monotonic() + DEADLINE_S
-    while (left := of_user()) or process.poll() is None:
-        number = signal.SIGKILL if time.monotonic() > deadline - DEADLINE_S / 2 else signal.SIGTERM
-        for pid in left:
+    patience = time.monotonic() + DEADLINE_S / 2
+
+    def ended() -> bool:
+        for pid in (left := of_user()):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), number)
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+                os.kill(int(pid), signal.SIGKILL if time.monotonic() > patience else signal.SIGTERM)
+        return not left and process.poll() is not None
+
+    wait_until(ended, of_user)
 
 
 def trace_stress(path: Path) -> tuple[dict[int, list[ExitEvent]], Stats]:
     """Runs it, accounted to the file at this path; its EXITs by pid, and the Tracer's counters."""
-    events: list[Event] = []
-    deadline = time.monotonic() + SECONDS + DEADLINE_S
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         tracer = stack.enter_context(Tracer(users=[USER], ring_size=2**26, max_processes=2**17))
         stack.enter_context(accounted(path))
         process = start_stress(directory)
         stack.callback(end_stress, process)
-        while process.poll() is None or of_user():
-            assert time.monotonic() < deadline, of_user()
-            events += tracer.read(0.2)
+        events = collect(
+            tracer,
+            lambda _: process.poll() is not None and not of_user(),
+            within_s=SECONDS + DEADLINE_S,
+        )
         tracer.stop()
         events += tracer
         stats = tracer.stats

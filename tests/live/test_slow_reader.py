@@ -12,7 +12,6 @@ import json
 import os
 import pty
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from tests.support import (
     assert_balanced,
     memory_kib,
     ns_of,
+    preload,
     run,
     status_of,
     wait_until,
@@ -316,13 +316,8 @@ def exec_of(pid: int) -> Callable[[bytes], object]:
 
 def test_the_clock_is_set_back(bootstrap: Start, tmp_path: Path) -> None:
     """The tracer's view of it; never the machine's."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        pytest.skip("no C compiler")
-    source, library, set_back = (tmp_path / name for name in ("clock.c", "clock.so", "set-back"))
-    source.write_text(CLOCK)
-    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
-    environ = {**os.environ, "LD_PRELOAD": str(library), "SET_BACK": str(set_back)}
+    set_back = tmp_path / "set-back"
+    environ = {**os.environ, "LD_PRELOAD": preload(tmp_path, CLOCK), "SET_BACK": str(set_back)}
     command = bootstrap("--json", "--latency", "10", env=environ)
     command.wait_for_tracing()
     early = [run("/bin/sleep", "0.05")[0] for _ in range(3)]
