@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
@@ -73,9 +74,9 @@ def summary(events: Sequence[Event]) -> list[tuple[str, int]]:
     return [("lost", 0) if isinstance(e, LostEvent) else (kinds[type(e)], e.pid) for e in events]
 
 
-def plain() -> int:
+def plain(**popen: Any) -> int:
     """Runs a program that ends well; its pid."""
-    return run("true")[0]
+    return run("true", **popen)[0]
 
 
 def family() -> int:
@@ -205,8 +206,8 @@ def both(pid: int) -> tuple[tuple[str, int], tuple[str, int]]:
 def check_filter_user() -> str:
     """users= lets only that user's processes through, by number and by name."""
     named = next(entry for entry in pwd.getpwall() if entry.pw_uid)
-    for user, uid in ((OTHER_USER, OTHER_USER), (named.pw_uid, named.pw_uid)):
-        expect_only(lambda uid=uid: run("true", user=uid)[0], plain, users=[user])
+    for user in (OTHER_USER, named.pw_uid):
+        expect_only(partial(plain, user=user), plain, users=[user])
     pid, events, _ = traced(lambda: run("true", user=OTHER_USER)[0], users=[OTHER_USER])
     expect_all(events, *both(pid))
     expect_only(lambda: run("true", user=named.pw_uid)[0], plain, users=[named.pw_name])
