@@ -36,6 +36,7 @@ from tests.support import (
     held_by,
     new_cgroup,
     of_pids,
+    programs_here,
     run,
     wait_until_gone,
 )
@@ -162,7 +163,7 @@ def check_clean_end() -> str:
         command.end(signal.SIGKILL)
     for held in (by_tracer, by_command):
         counts = Counter(kind for kind, _ in held)
-        assert (counts["prog"], counts["link"]) == (2, 2), counts
+        assert counts["prog"] == counts["link"] == programs_here(), counts
         assert counts["map"] >= 3, counts
     wait_until_gone(by_tracer | by_command)
     return f"{len(by_tracer)} and {len(by_command)} objects are gone"

@@ -24,6 +24,7 @@ from unittest import SkipTest
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Tracer
 from pybootstrap._native import ffi, lib
+from pybootstrap.check import kernel_version
 
 DEADLINE_S = 60.0  # far more than anything takes, emulated too; a test that needs it has failed
 ONE_HOUR_MS = 3_600_000  # the least duration for a Tracer that gets no events
@@ -285,6 +286,11 @@ def bpftool(*words: str) -> Any:
     done = subprocess.run([found, "--json", *words], capture_output=True, check=False)
     assert done.returncode == 0, f"bpftool {words}: {done.stdout!r}{done.stderr!r}"
     return json.loads(done.stdout or "[]")
+
+
+def programs_here() -> int:
+    """How many programs a Tracer loads on this kernel: two, and from Linux 7.0 on each twice."""
+    return 4 if kernel_version() >= (7, 0) else 2
 
 
 def held_by(pid: int | str = "self") -> set[tuple[str, int]]:
