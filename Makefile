@@ -114,7 +114,7 @@ test: all test-deps ## Run all tests, as root: make test ARGS='-k exec'
 	@$(AS_ROOT) env PYBOOTSTRAP_REQUIRE_KERNEL=1 $(PY) -m pytest -p no:cacheprovider $(ARGS)
 
 # What the wheel is made from, as far as what it does on a kernel goes.
-WHEEL_INPUTS = $(wildcard bpf/*.[ch] vmlinux/*.h pybootstrap/*.py pybootstrap/native/*) setup.py pyproject.toml
+WHEEL_INPUTS = $(wildcard bpf/*.[ch] vmlinux/*.h pybootstrap/*.py pybootstrap/*/*.py pybootstrap/native/*) setup.py pyproject.toml
 
 build/kernels/wheel: $(WHEEL_INPUTS) | all
 	$(Q)$(MAKE) wheel

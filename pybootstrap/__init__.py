@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pybootstrap.errors import (
         BootstrapError,
         LoadError,
+        ObjectError,
         PrivilegeError,
         RecordError,
         SettingError,
@@ -32,6 +33,7 @@ else:
         "errors": (
             "BootstrapError",
             "LoadError",
+            "ObjectError",
             "PrivilegeError",
             "RecordError",
             "SettingError",
@@ -63,6 +65,7 @@ __all__ = [
     "ExitEvent",
     "LoadError",
     "LostEvent",
+    "ObjectError",
     "PrivilegeError",
     "ProcessEvent",
     "RecordError",

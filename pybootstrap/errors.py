@@ -38,6 +38,10 @@ class SettingError(BootstrapError, ValueError):
     """An argument has a value that makes no sense."""
 
 
+class ObjectError(BootstrapError, ValueError):
+    """An object file cannot be used: not a BPF object, damaged, or compiled without BTF."""
+
+
 class StateError(BootstrapError, RuntimeError):
     """The call does not fit the Tracer's state: not started, closed, or read by two threads."""
 

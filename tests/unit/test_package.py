@@ -56,7 +56,8 @@ def _loaded_by(code: str) -> set[str]:
 
 
 def test_parts_of_the_command_load_nothing_slow() -> None:
-    loaded = _loaded_by("import pybootstrap.tracer, pybootstrap.render, pybootstrap.privileges")
+    parts = ("tracer", "render", "privileges", "engine.btf")
+    loaded = _loaded_by("import " + ", ".join(f"pybootstrap.{part}" for part in parts))
     assert {"pybootstrap.tracer", "enum"} <= loaded
     assert not loaded & {"typing", "json", "asyncio", "pathlib", "inspect"}
 
