@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What is read from an object file is what bpftool and the C compiler put there."""
+"""Types and variables read from BTF are those that bpftool, the C compiler and ctypes see."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 import subprocess
@@ -14,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from pybootstrap import ObjectError
-from pybootstrap.engine.btf import section
+from pybootstrap import ObjectError, SettingError
+from pybootstrap._native import ffi
+from pybootstrap.engine.btf import Btf, Type, layout, section
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,3 +174,239 @@ def test_what_is_no_object_is_refused(contents: Any, told: str) -> None:
 def test_a_section_that_is_not_there_is_named() -> None:
     with pytest.raises(ObjectError, match=r"^the object file has no section \.nope$"):
         section(sample_object(True), ".nope")
+
+
+@pytest.fixture(params=[False, True], ids=["clang", "bpftool"])
+def types(request: pytest.FixtureRequest) -> Btf:
+    return Btf.of_object(sample_object(request.param))
+
+
+def project_object() -> bytes:
+    return (ROOT / "build/bootstrap.bpf.o").read_bytes()
+
+
+# ---- Against bpftool ----
+
+
+@pytest.mark.parametrize("object_file", [project_object, lambda: sample_object(True)])
+def test_variables_are_where_bpftool_puts_them(object_file: Any) -> None:
+    dump = bpftool_dump(object_file())
+    types = Btf.of_object(object_file())
+    sections = [entry for entry in dump if entry["kind"] == "DATASEC"]
+    assert types.sections() == sorted(entry["name"] for entry in sections)
+    seen = 0
+    for entry in sections:
+        theirs = {
+            dump[var["type_id"] - 1]["name"]: (var["offset"], var["size"])
+            for var in entry["vars"]
+            if dump[var["type_id"] - 1]["kind"] == "VAR"
+        }
+        ours = types.variables(entry["name"])
+        assert {name: (at, found.size) for name, (at, found) in ours.items()} == theirs
+        seen += len(theirs)
+    assert seen >= 15
+
+
+def test_an_object_as_clang_leaves_it_has_the_same_variables() -> None:
+    plain, final = Btf.of_object(sample_object(False)), Btf.of_object(sample_object(True))
+    assert plain.sections() == final.sections()
+    for name in final.sections():
+        ours = {key: (at, str(found)) for key, (at, found) in plain.variables(name).items()}
+        assert ours == {key: (at, str(found)) for key, (at, found) in final.variables(name).items()}
+    assert {"one.calls", "two.calls", "sample"} <= plain.variables(".bss").keys()
+    assert [at for at, _ in plain.variables(".data.x").values()] == [0, 8]
+
+
+@pytest.mark.parametrize("object_file", [project_object, lambda: sample_object(True)])
+def test_members_are_where_bpftool_sees_them(object_file: Any) -> None:
+    types, checked = Btf.of_object(object_file()), 0
+    for entry in bpftool_dump(object_file()):
+        if entry["kind"] not in ("STRUCT", "UNION") or entry["name"] == "(anon)":
+            continue
+        found = types.struct(entry["name"])
+        assert (found.kind, found.size) == (entry["kind"].lower(), entry["size"])
+        for member in entry["members"]:
+            if member["name"] != "(anon)":
+                offset, kind = found.members[member["name"]]
+                assert offset == member["bits_offset"] // 8
+                assert ("bitfield" in kind.name) == bool(member.get("bitfield_size"))
+                checked += 1
+    assert checked > 40
+
+
+# ---- Against the C compiler's layout ----
+
+
+def check_like_cffi(found: Type, ctype: Any) -> None:
+    if ctype.kind != "array" or ctype.length is not None:  # cffi has no size for a flexible array
+        assert found.size == ffi.sizeof(ctype)
+    if ctype.kind == "struct":
+        assert list(found.members) == [name for name, _ in ctype.fields]
+        for name, field in ctype.fields:
+            offset, member = found.member(name)
+            assert offset == field.offset
+            check_like_cffi(member, field.type)
+    elif ctype.kind == "array":
+        assert found.element is not None
+        assert found.count == (ctype.length or 0)
+        check_like_cffi(found.element, ctype.item)
+    else:
+        assert found.name == ctype.cname
+
+
+@pytest.mark.parametrize("name", ["exec_record", "exit_record", "filters", "usage", "process"])
+def test_records_have_the_layout_of_the_header(types: Btf, name: str) -> None:
+    check_like_cffi(types.struct(name), ffi.typeof(f"struct {name}"))
+
+
+def test_layouts_read_what_the_c_struct_holds(types: Btf) -> None:
+    record: Any = ffi.new("struct exit_record *")
+    record.record.kind, record.process.pid, record.process.comm = 2, 4242, b"name"
+    record.usage.minor_faults, record.status = 2**63, 9
+    paths = ("record.kind", "process.pid", "process.comm", "usage.minor_faults", "status")
+    precompiled = layout(types.struct("exit_record"), *paths)
+    assert precompiled.unpack_from(bytes(ffi.buffer(record))) == (
+        2,
+        4242,
+        b"name".ljust(16, b"\0"),
+        2**63,
+        9,
+    )
+
+
+# ---- Paths and kinds, against ctypes ----
+
+
+class Address(ctypes.Union):
+    _fields_ = [("v4", ctypes.c_uint32), ("v6", ctypes.c_uint8 * 16)]
+
+
+class Inner(ctypes.Structure):
+    _fields_ = [("low", ctypes.c_uint8), ("high", ctypes.c_uint8)]
+
+
+class Outer(ctypes.Structure):
+    _anonymous_ = ("inner",)
+    _fields_ = [("port", ctypes.c_uint16), ("inner", Inner)]
+
+
+class Point(ctypes.Structure):
+    _fields_ = [("x", ctypes.c_int32), ("y", ctypes.c_int32)]
+
+
+class Sample(ctypes.Structure):
+    _anonymous_ = ("outer",)
+    _fields_ = [
+        ("s8", ctypes.c_int8),
+        ("u8", ctypes.c_uint8),
+        ("s16", ctypes.c_int16),
+        ("u16", ctypes.c_uint16),
+        ("s32", ctypes.c_int32),
+        ("u32", ctypes.c_uint32),
+        ("s64", ctypes.c_int64),
+        ("u64", ctypes.c_uint64),
+        ("yes", ctypes.c_bool),
+        ("color", ctypes.c_uint32),
+        ("pointer", ctypes.c_uint64),
+        ("tagged", ctypes.c_uint64),
+        ("text", ctypes.c_char * 5),
+        ("bytes", ctypes.c_uint8 * 6),
+        ("steps", ctypes.c_int8 * 2),
+        ("grid", ctypes.c_int32 * 2 * 3),
+        ("words", ctypes.c_char * 4 * 2),
+        ("flags", ctypes.c_bool * 3),
+        ("real", ctypes.c_double),
+        ("small", ctypes.c_float),
+        ("address", Address),
+        ("outer", Outer),
+        ("point", Point * 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "offset", "name", "code"),
+    [
+        ("s8", Sample.s8.offset, "signed char", "b"),
+        ("u64", Sample.u64.offset, "unsigned long long", "Q"),
+        ("yes", Sample.yes.offset, "_Bool", "?"),
+        ("color", Sample.color.offset, "enum color", "I"),
+        ("tagged", Sample.tagged.offset, "a pointer", "Q"),
+        ("text", Sample.text.offset, "char[5]", "5s"),
+        ("text[4]", Sample.text.offset + 4, "char", "b"),
+        ("bytes", Sample.bytes.offset, "unsigned char[6]", "6s"),
+        ("steps", Sample.steps.offset, "signed char[2]", ""),
+        ("grid", Sample.grid.offset, "int[3][2]", ""),
+        ("grid[2]", Sample.grid.offset + 16, "int[2]", ""),
+        ("grid[2][1]", Sample.grid.offset + 20, "int", "i"),
+        ("words[1]", Sample.words.offset + 4, "char[4]", "4s"),
+        ("real", Sample.real.offset, "double", "d"),
+        ("small", Sample.small.offset, "float", "f"),
+        ("address", Sample.address.offset, "union address", ""),
+        ("address.v6", Sample.address.offset, "unsigned char[16]", "16s"),
+        ("high", Sample.outer.offset + 3, "unsigned char", "B"),
+        ("point[1].y", Sample.point.offset + 12, "int", "i"),
+    ],
+)
+def test_paths_lead_to_members(types: Btf, path: str, offset: int, name: str, code: str) -> None:
+    at, found = types.struct("sample").member(path)
+    assert (at, found.name, found.code) == (offset, name, code)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("nope", "struct sample has no member 'nope', it has s8, u8, s16,"),
+        ("address.nope", "union address has no member 'nope', it has v4, v6"),
+        ("grid[3]", "int[3][2] has no member '[3]', it has 3 elements"),
+        ("grid[-1]", "int[3][2] has no member '[-1]', it has 3 elements"),
+        (f"grid[{'9' * 5000}]", "int[3][2] has no member '[999"),
+        ("grid.x", "int[3][2] has no member 'x'"),
+        ("u8.x", "unsigned char has no member 'x', it has none"),
+        ("", "struct sample has no member ''"),
+    ],
+)
+def test_a_wrong_path_is_told_what_there_is(types: Btf, path: str, told: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        types.struct("sample").member(path)
+    assert str(caught.value).startswith(told)
+
+
+def test_layouts_of_what_has_none_are_refused(types: Btf) -> None:
+    sample = types.struct("sample")
+    with pytest.raises(SettingError, match=r"grid of struct sample is int\[3\]\[2\], not a single"):
+        layout(sample, "grid")
+    with pytest.raises(SettingError, match="s16 of struct sample comes before those named before"):
+        layout(sample, "u16", "s16")
+
+
+def test_a_struct_with_odd_members_is_readable_but_for_them(types: Btf) -> None:
+    odd = types.struct("odd")
+    assert odd.member("plain") == (0, odd.members["plain"][1])
+    assert odd.member("tail")[1].name == "char[0]"
+    for name, told in {
+        "three": "struct odd's bitfield three cannot be read or set: use whole integers",
+        "five": "struct odd's bitfield five cannot be read or set: use whole integers",
+        "wide": "__int128 cannot be read or set: use whole integers of 1 to 8 bytes",
+    }.items():
+        with pytest.raises(SettingError, match=told):
+            odd.member(name)
+
+
+def test_a_struct_that_is_not_there_is_told_how_to_keep_it(types: Btf) -> None:
+    with pytest.raises(SettingError) as caught:
+        types.struct("dropped")
+    told = str(caught.value)
+    assert told.startswith("the object has no struct 'dropped', it has exec_record, ")
+    line = told.partition("`")[2].partition("`")[0]
+    kept = Btf.of_object(compiled(f"struct dropped {{ int kept; }};\n{line}\n"))
+    assert list(kept.struct("dropped").members) == ["kept"]
+
+
+def test_a_typedef_names_its_struct(types: Btf) -> None:
+    assert list(types.struct("named_by_typedef").members) == ["value"]
+    with pytest.raises(SettingError):
+        types.struct("counter")
+
+
+def test_a_section_that_is_not_there_has_no_variables(types: Btf) -> None:
+    assert types.variables(".data.nope") == {}
