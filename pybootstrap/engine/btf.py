@@ -3,6 +3,7 @@
 
     types = Btf.of_object(elf)
     offset, kind = types.variables(".rodata")["min_size"]
+    data[offset : offset + kind.size] = kind.encode(4096, "min_size")
 
 The format is described in the kernel's Documentation/bpf/btf.rst. A command's start waits for this
 module, so reading BTF only builds an index; a `Type` is made when it is asked for.
@@ -12,10 +13,12 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from operator import index
+from os import fsencode
 
 from pybootstrap._typing import TYPE_CHECKING
-from pybootstrap.errors import ObjectError, SettingError
+from pybootstrap.errors import ObjectError, RecordError, SettingError
 
 if TYPE_CHECKING:
     from typing import Any
@@ -102,7 +105,7 @@ _STRUCTS = ("struct", "union")
 
 
 class Type:
-    """A C type. Typedefs, const and the like are resolved."""
+    """A C type, and values of it as bytes. Typedefs, const and the like are resolved."""
 
     __slots__ = ("_weight", "code", "count", "element", "kind", "members", "name", "size")
 
@@ -158,6 +161,92 @@ class Type:
         return SettingError(
             f"{self.name} cannot be read or set: use whole integers of 1 to 8 bytes"
         )
+
+    def encode(self, value: object, name: str = "") -> bytes:
+        """The bytes of a value; `name` is what errors call it.
+
+        Takes integers and bools for numbers, str or bytes for arrays of bytes, sequences for
+        arrays, mappings for structs and unions; what these leave out is zero. Text that fills its
+        array has no final NUL. Where members of a union overlap, the last one given counts.
+
+        Raises SettingError for what does not fit.
+        """
+        buffer = bytearray(self.size)
+        self._write(buffer, 0, value, name or self.name)
+        return bytes(buffer)
+
+    def _write(self, buffer: bytearray, at: int, value: object, name: str) -> None:
+        if self.kind in _STRUCTS:
+            if not isinstance(value, Mapping):
+                raise SettingError(f"{name}: {self.name} takes a mapping, not {_shown(value)}")
+            for key, item in value.items():
+                if key not in self.members:
+                    raise self._no_member(key, f"{name}: {self.name}")
+                offset, member = self.members[key]
+                member._write(buffer, at + offset, item, f"{name}.{key}")
+        elif self.element is not None:
+            items, size = self._items(value, name), self.element.size
+            if isinstance(items, bytes):
+                buffer[at : at + len(items)] = items
+            else:
+                for place, item in enumerate(items):
+                    self.element._write(buffer, at + place * size, item, f"{name}[{place}]")
+        else:
+            struct.pack_into(f"={self.code}", buffer, at, self._number(value, name))
+
+    def _items(self, value: object, name: str) -> bytes | list[object]:
+        """What is to be in an array: at most `count` elements."""
+        items: bytes | list[object]
+        if self.code and isinstance(value, (str, bytes, bytearray)):
+            items = fsencode(value) if isinstance(value, str) else bytes(value)
+        elif isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
+            items = list(value)
+        else:
+            wanted = "text, bytes or a sequence" if self.code else "a sequence"
+            raise SettingError(f"{name}: {self.name} takes {wanted}, not {_shown(value)}")
+        if len(items) > self.count:
+            raise SettingError(f"{name}: {self.name} has no room for {len(items)} elements")
+        return items
+
+    def _number(self, value: object, name: str) -> Any:
+        if not self.code:
+            raise self._refusal()
+        if self.kind == "float":
+            try:
+                struct.pack(f"={self.code}", value)
+            except (struct.error, OverflowError):
+                raise SettingError(f"{name}: {self.name} cannot hold {_shown(value)}") from None
+            return value
+        bits = 1 if self.kind == "bool" else 8 * self.size
+        low = -(1 << bits - 1) if self.code.islower() else 0
+        high = low + (1 << bits) - 1
+        try:
+            number = index(value)  # type: ignore[arg-type]
+        except TypeError:
+            number = low - 1
+        if not low <= number <= high:
+            raise SettingError(f"{name}: {self.name} takes {low} to {high}, not {_shown(value)}")
+        return number
+
+    def decode(self, data: bytes) -> Any:
+        """The value that `data` begins with: int, bool, float, bytes, list or dict.
+
+        Raises RecordError when there are fewer bytes than the type has.
+        """
+        if len(data) < self.size:
+            raise RecordError(f"{self.name} has {self.size} bytes, but only {len(data)} are there")
+        return self._read(data, 0)
+
+    def _read(self, data: bytes, at: int) -> Any:
+        if self.code:
+            return struct.unpack_from(f"={self.code}", data, at)[0]
+        if self.kind in _STRUCTS:
+            members = self.members.items()
+            return {name: member._read(data, at + offset) for name, (offset, member) in members}
+        if self.element is None:
+            raise self._refusal()
+        size = self.element.size
+        return [self.element._read(data, at + place * size) for place in range(self.count)]
 
 
 def _shown(value: object) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from functools import cache
@@ -14,8 +15,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pybootstrap import ObjectError, SettingError
+from pybootstrap import ObjectError, RecordError, SettingError
 from pybootstrap._native import ffi
 from pybootstrap.engine.btf import Btf, Type, layout, section
 
@@ -383,6 +386,7 @@ def test_a_struct_with_odd_members_is_readable_but_for_them(types: Btf) -> None:
     odd = types.struct("odd")
     assert odd.member("plain") == (0, odd.members["plain"][1])
     assert odd.member("tail")[1].name == "char[0]"
+    assert odd.encode({"plain": 7, "tail": b""}) == (7).to_bytes(4, sys.byteorder) + bytes(28)
     for name, told in {
         "three": "struct odd's bitfield three cannot be read or set: use whole integers",
         "five": "struct odd's bitfield five cannot be read or set: use whole integers",
@@ -390,6 +394,10 @@ def test_a_struct_with_odd_members_is_readable_but_for_them(types: Btf) -> None:
     }.items():
         with pytest.raises(SettingError, match=told):
             odd.member(name)
+        with pytest.raises(SettingError, match=told):
+            odd.encode({name: 0})
+    with pytest.raises(SettingError, match="bitfield three cannot be read"):
+        odd.decode(bytes(odd.size))
 
 
 def test_a_struct_that_is_not_there_is_told_how_to_keep_it(types: Btf) -> None:
@@ -410,3 +418,143 @@ def test_a_typedef_names_its_struct(types: Btf) -> None:
 
 def test_a_section_that_is_not_there_has_no_variables(types: Btf) -> None:
     assert types.variables(".data.nope") == {}
+
+
+# ---- Values, against ctypes ----
+
+NUMBERS = {
+    "s8": (-(2**7), 2**7 - 1),
+    "u8": (0, 2**8 - 1),
+    "s16": (-(2**15), 2**15 - 1),
+    "u16": (0, 2**16 - 1),
+    "s32": (-(2**31), 2**31 - 1),
+    "u32": (0, 2**32 - 1),
+    "s64": (-(2**63), 2**63 - 1),
+    "u64": (0, 2**64 - 1),
+    "color": (0, 2**32 - 1),
+    "pointer": (0, 2**64 - 1),
+    "tagged": (0, 2**64 - 1),
+    "port": (0, 2**16 - 1),
+    "low": (0, 2**8 - 1),
+    "high": (0, 2**8 - 1),
+}
+s32 = st.integers(-(2**31), 2**31 - 1)
+samples = st.fixed_dictionaries(
+    {name: st.integers(*limits) for name, limits in NUMBERS.items()}
+    | {
+        "yes": st.booleans(),
+        "text": st.binary(min_size=5, max_size=5),
+        "bytes": st.binary(min_size=6, max_size=6),
+        "steps": st.lists(st.integers(-128, 127), min_size=2, max_size=2),
+        "grid": st.lists(st.lists(s32, min_size=2, max_size=2), min_size=3, max_size=3),
+        "words": st.lists(st.binary(min_size=4, max_size=4), min_size=2, max_size=2),
+        "flags": st.lists(st.booleans(), min_size=3, max_size=3),
+        "real": st.floats(allow_nan=False),
+        "small": st.floats(width=32, allow_nan=False),
+        "point": st.lists(st.fixed_dictionaries({"x": s32, "y": s32}), min_size=2, max_size=2),
+    }
+)
+
+
+def in_c(value: dict[str, Any]) -> bytes:
+    """The value as ctypes lays it out."""
+    sample = Sample()
+    for name, item in value.items():
+        if name in ("bytes", "steps", "grid", "words", "flags", "point"):
+            array = getattr(sample, name)
+            for place, element in enumerate(item):
+                if name == "grid":
+                    array[place][:] = element
+                elif name == "words":
+                    ctypes.memmove(ctypes.addressof(array) + 4 * place, element, 4)
+                elif name == "point":
+                    array[place].x, array[place].y = element["x"], element["y"]
+                else:
+                    array[place] = element
+        elif name == "text":
+            ctypes.memmove(ctypes.addressof(sample) + Sample.text.offset, item, 5)
+        else:
+            setattr(sample, name, item)
+    return bytes(sample)
+
+
+@given(samples)
+def test_values_are_laid_out_as_in_c(value: dict[str, Any]) -> None:
+    found = Btf.of_object(sample_object(True)).struct("sample")
+    assert found.size == ctypes.sizeof(Sample)
+    assert found.encode(value) == in_c(value)
+    decoded = found.decode(in_c(value))
+    assert decoded.pop("address") == {"v4": 0, "v6": bytes(16)}
+    assert decoded == value
+    assert [type(decoded[name]) for name in value] == [type(item) for item in value.values()]
+
+
+def test_values_of_unions_and_bytes_like_texts(types: Btf) -> None:
+    sample = types.struct("sample")
+    in_c = Sample()
+    in_c.address.v4, in_c.text, in_c.point[0].y = 0x7F000001, b"abc", -1
+    encoded = sample.encode({"address": {"v4": 0x7F000001}, "text": "abc", "point": [{"y": -1}]})
+    assert encoded == bytes(in_c)
+    assert sample.member("text")[1].encode("\udcff\xe9") == b"\xff\xc3\xa9\0\0"
+    assert sample.member("text")[1].encode(b"12345") == b"12345"
+    assert sample.member("text")[1].encode([-128, 127]) == b"\x80\x7f\0\0\0"
+    assert sample.member("bytes")[1].encode(bytearray(b"\xff")) == b"\xff" + bytes(5)
+    assert sample.member("grid")[1].encode(([1], range(2))) == struct.pack("6i", 1, 0, 0, 1, 0, 0)
+    assert sample.member("yes")[1].encode(1) == b"\1"
+    assert sample.member("s8")[1].encode(True) == b"\1"
+    assert sample.encode({}) == bytes(Sample())
+
+
+# ---- Values that do not fit ----
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("u8", 256, "x: unsigned char takes 0 to 255, not 256"),
+        ("u8", -1, "x: unsigned char takes 0 to 255, not -1"),
+        ("s8", 128, "x: signed char takes -128 to 127, not 128"),
+        ("s64", 2**63, f"x: long long takes {-(2**63)} to {2**63 - 1}, not {2**63}"),
+        ("s64", -(2**63) - 1, f"x: long long takes {-(2**63)} to"),
+        ("u32", 1.0, f"x: unsigned int takes 0 to {2**32 - 1}, not 1.0"),
+        ("u32", "1", f"x: unsigned int takes 0 to {2**32 - 1}, not '1'"),
+        ("u32", None, f"x: unsigned int takes 0 to {2**32 - 1}, not None"),
+        ("yes", 2, "x: _Bool takes 0 to 1, not 2"),
+        ("yes", "no", "x: _Bool takes 0 to 1, not 'no'"),
+        ("color", -1, f"x: enum color takes 0 to {2**32 - 1}, not -1"),
+        ("small", 1e300, "x: float cannot hold 1e+300"),
+        ("real", 10**400, "x: double cannot hold 1000"),
+        ("real", "1", "x: double cannot hold '1'"),
+        ("text", b"123456", "x: char[5] has no room for 6 elements"),
+        ("text", "\u20ac\u20ac", "x: char[5] has no room for 6 elements"),
+        ("text", 5, "x: char[5] takes text, bytes or a sequence, not 5"),
+        ("text", [128], "x[0]: char takes -128 to 127, not 128"),
+        ("grid", b"123", "x: int[3][2] takes a sequence, not b'123'"),
+        ("grid", "12", "x: int[3][2] takes a sequence, not '12'"),
+        ("grid", {1: 2}, "x: int[3][2] takes a sequence, not {1: 2}"),
+        ("grid", [[]] * 4, "x: int[3][2] has no room for 4 elements"),
+        ("grid", [[], [1, 2, 3]], "x[1]: int[2] has no room for 3 elements"),
+        ("grid", [[], [0, 2**31]], f"x[1][1]: int takes {-(2**31)} to {2**31 - 1}, not {2**31}"),
+        ("address", 1, "x: union address takes a mapping, not 1"),
+        ("address", {"v5": 1}, "x: union address has no member 'v5', it has v4, v6"),
+        ("address", {4: 1}, "x: union address has no member 4, it has v4, v6"),
+        ("address", {"v4": -1}, f"x.v4: unsigned int takes 0 to {2**32 - 1}, not -1"),
+        ("u32", "long" * 1000, f"x: unsigned int takes 0 to {2**32 - 1}, not '{'long' * 19}lon"),
+    ],
+)
+def test_what_does_not_fit_is_refused(types: Btf, path: str, value: Any, told: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        types.struct("sample").member(path)[1].encode(value, "x")
+    assert str(caught.value).startswith(told)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_number_that_python_does_not_write_is_refused(types: Btf) -> None:
+    with pytest.raises(SettingError, match="x: unsigned int takes 0 to 4294967295, not"):
+        types.struct("sample").member("u32")[1].encode(10**5000, "x")
+
+
+@pytest.mark.parametrize("size", [0, 1, Sample.point.offset, ctypes.sizeof(Sample) - 1])
+def test_too_few_bytes_are_not_decoded(types: Btf, size: int) -> None:
+    with pytest.raises(RecordError, match=f"struct sample has .* bytes, but only {size} are there"):
+        types.struct("sample").decode(bytes(size))
