@@ -558,3 +558,195 @@ def test_a_number_that_python_does_not_write_is_refused(types: Btf) -> None:
 def test_too_few_bytes_are_not_decoded(types: Btf, size: int) -> None:
     with pytest.raises(RecordError, match=f"struct sample has .* bytes, but only {size} are there"):
         types.struct("sample").decode(bytes(size))
+
+
+# ---- BTF that clang 14 does not make, and damaged BTF ----
+
+INT, ARRAY, STRUCT, UNION, ENUM, VAR, DATASEC, ENUM64 = 1, 3, 4, 5, 6, 14, 15, 19
+TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG = 8, 9, 10, 11, 18
+NAMES = ["", "a", "b", "int", "s"]
+
+
+def word(kind: int, count: int = 0, flag: int = 0) -> int:
+    return flag << 31 | kind << 24 | count
+
+
+def bare_btf(*types: tuple[int, ...]) -> bytes:
+    """BTF of these types; names are given as places in NAMES."""
+    strings = b"".join(name.encode() + b"\0" for name in NAMES)
+    places = [strings.find(b"\0" + name.encode() + b"\0") + 1 for name in NAMES]
+    words = b""
+    for name, *rest in types:
+        words += struct.pack(f"={1 + len(rest)}I", places[name], *rest)
+    sizes = (24, 0, len(words), len(words), len(strings))
+    return struct.pack("=HBBIIIII", 0xEB9F, 1, 0, *sizes) + words + strings
+
+
+INT32: tuple[int, ...] = (3, word(INT), 4, 1 << 24 | 32)
+
+
+def a_struct(*members: tuple[int, int], size: int = 4, kind: int = STRUCT) -> tuple[int, ...]:
+    """The struct or union `s`: its members' type and offset in bits."""
+    flat = [item for place, member in enumerate(members) for item in (a_name(place), *member)]
+    return (4, word(kind, len(members)), size, *flat)
+
+
+def a_name(place: int) -> int:
+    return (1, 3)[place]  # where "a" and "b" begin among the strings
+
+
+@pytest.mark.parametrize("flag", [0, 1])
+def test_enums_have_the_sign_and_size_that_bpftool_sees(flag: int) -> None:
+    raw = bare_btf(
+        (1, word(ENUM64, 1, flag), 8, 0, 1, 2),
+        (2, word(ENUM, 1, flag), 1, 0, 1),
+        (4, word(STRUCT, 2), 16, 1, 1, 0, 3, 2, 64),
+    )
+    wide, narrow, _ = bpftool_dump(raw)
+    assert (wide["kind"], wide["size"], narrow["size"]) == ("ENUM64", 8, 1)
+    assert wide["encoding"] == narrow["encoding"] == ("SIGNED" if flag else "UNSIGNED")
+    value = {"a": -2 if flag else 2**64 - 2, "b": -3 if flag else 253}
+    in_c = struct.pack("=QB7x", 2**64 - 2, 253)
+    found = Btf(raw).struct("s")
+    assert (found.encode(value), found.decode(in_c)) == (in_c, value)
+
+
+def test_bitfields_of_older_compilers_are_refused() -> None:
+    raw = bare_btf((3, word(INT), 4, 1 << 24 | 3), INT32, a_struct((1, 0), (2, 3), size=8))
+    assert bpftool_dump(raw)[0]["nr_bits"] == 3
+    for path in ("a", "b"):
+        with pytest.raises(SettingError, match="cannot be read or set"):
+            Btf(raw).struct("s").member(path)
+
+
+@pytest.mark.parametrize("kind", [TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG])
+def test_what_modifies_a_type_is_looked_through(kind: int) -> None:
+    found = Btf(bare_btf(INT32, (1, word(kind), 1), a_struct((2, 0)))).struct("s")
+    assert found.member("a")[1].name == "int"
+
+
+def test_any_number_of_types_can_be_asked_for() -> None:
+    members = [item for at in range(200) for item in (at + 201, 4 * at, 4)]
+    variables = ((1, word(VAR), n, 0) for n in range(1, 201))
+    types = (*([INT32] * 200), *variables, (2, word(DATASEC, 200), 800, *members))
+    assert Btf(bare_btf(*types)).variables("b")["a"][0] == 796
+
+
+def test_members_far_into_a_big_struct() -> None:
+    raw = bare_btf(
+        INT32, (0, word(ARRAY), 0, 1, 1, 2**20), a_struct((2, 0), (1, 2**25), size=2**23)
+    )
+    assert bpftool_dump(raw)[2]["members"][1] == {"name": "b", "type_id": 1, "bits_offset": 2**25}
+    assert Btf(raw).struct("s").member("b")[0] == 2**22
+
+
+def doubled(levels: int) -> list[tuple[int, ...]]:
+    """Unions, each with the next one twice: few bytes that mean very many members."""
+    return [*(a_struct((n, 0), (n, 0), kind=UNION) for n in range(2, levels)), INT32]
+
+
+@pytest.mark.parametrize(
+    ("types", "told"),
+    [
+        ([a_struct((1, 0))], "nested without end"),
+        ([a_struct((2, 0)), (0, word(CONST), 1)], "nested without end"),
+        ([a_struct((2, 0)), (1, word(TYPEDEF), 2)], "nested without end"),
+        ([a_struct((2, 0)), (0, word(ARRAY), 0, 2, 2, 1)], "nested without end"),
+        (
+            [a_struct((2, 0)), *((0, word(CONST), n) for n in range(3, 5000)), INT32],
+            "nested without end",
+        ),
+        ([INT32, (0, word(ARRAY), 0, 1, 1, 2**32 - 1), a_struct((2, 0))], "too big"),
+        ([INT32, a_struct((1, 0), size=2**32 - 1)], "too big"),
+        ([INT32, a_struct((1, 8))], "no room for 'a'"),
+        ([INT32, (4, word(STRUCT, 2), 8, 1, 1, 0, 1, 1, 32)], "two members 'a'"),
+        ([INT32, (4, word(STRUCT, 1), 8, 2**31, 1, 0)], "a name is not among its strings"),
+        ([a_struct((9, 0))], "there is no type 9"),
+        (doubled(60), "no room for"),
+        ([INT32, (0, word(20), 0)], "the BTF is damaged: type 2 is of no known kind"),
+        ([INT32, (0, word(STRUCT, 2**16 - 1), 4)], "the BTF is truncated in type 2"),
+    ],
+)
+def test_damaged_types_are_refused(types: list[tuple[int, ...]], told: str) -> None:
+    with pytest.raises(ObjectError, match=told):
+        Btf(bare_btf(*types)).struct("s")
+
+
+def test_elements_without_bytes_take_no_time() -> None:
+    types = [(4, word(STRUCT), 0), (0, word(ARRAY), 0, 1, 1, 2**32 - 1), (1, word(TYPEDEF), 2)]
+    raw = bare_btf(*types, (1, word(VAR), 2, 0), (2, word(DATASEC, 1), 0, 4, 0, 0))
+    _, found = Btf(raw).variables("b")["a"]
+    assert found.decode(b"") == []
+
+
+@pytest.mark.parametrize("offset", [5, 2**32 - 1])
+def test_a_variable_outside_of_its_section_is_refused(offset: int) -> None:
+    variable, place = (1, word(VAR), 1, 0), (2, word(DATASEC, 1), 8)
+    inside = Btf(bare_btf(INT32, variable, (*place, 2, 4, 4))).variables("b")
+    assert inside["a"][0] == 4
+    with pytest.raises(ObjectError, match="a variable is outside of b"):
+        Btf(bare_btf(INT32, variable, (*place, 2, offset, 4))).variables("b")
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"", "the BTF is truncated: it has 0 bytes"),
+        (b"\0" * 24, "not BTF"),
+        (bare_btf(INT32)[:-1], "the BTF is truncated"),
+        (bare_btf(INT32)[:12] + struct.pack("=I", 15) + bare_btf(INT32)[16:], "the BTF is trunc"),
+        (bare_btf(INT32)[1::-1] + bare_btf(INT32)[2:], "the BTF is not for .*-endian machines"),
+    ],
+)
+def test_what_is_no_btf_is_refused(raw: bytes, told: str) -> None:
+    with pytest.raises(ObjectError, match=told):
+        Btf(raw)
+
+
+def read_everything(make: Any, contents: bytes) -> None:
+    """Whatever the bytes are, nothing but the errors of this package comes out."""
+    try:
+        types = make(contents)
+        names = [name for section in types.sections() for name in types.variables(section)]
+    except ObjectError:
+        return
+    for name in (*names, "sample", "odd", "filters", "exit_record", "address", "color"):
+        try:
+            found = types.struct(name)
+            if found.size < 2**16:
+                found.encode(found.decode(bytes(found.size)))
+        except (ObjectError, SettingError):
+            pass
+
+
+damage = st.lists(
+    st.tuples(st.integers(0, 2**14), st.binary(min_size=1, max_size=4)), min_size=1, max_size=8
+)
+
+
+@given(damage, st.booleans())
+def test_damaged_btf_ends_in_an_error_of_ours(changes: list[tuple[int, bytes]], cut: bool) -> None:
+    raw = bytearray(section(sample_object(True), ".BTF"))
+    for at, new in changes:
+        place = at % len(raw)
+        raw[place : place + len(new)] = new
+    read_everything(Btf, bytes(raw[: changes[0][0] % len(raw)] if cut else raw))
+
+
+@given(damage, st.booleans(), st.booleans())
+def test_damaged_objects_end_in_an_error_of_ours(
+    changes: list[tuple[int, bytes]], linked: bool, cut: bool
+) -> None:
+    elf = bytearray(sample_object(linked))
+    table = int.from_bytes(elf[40:48], sys.byteorder)
+    for at, new in changes:  # in the header or the section table, where they matter
+        place = at % 64 if at % 2 else table + at % (len(elf) - table)
+        elf[place : place + len(new)] = new
+    read_everything(Btf.of_object, bytes(elf[: changes[0][0] % len(elf)] if cut else elf))
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_end_in_an_error_of_ours(tail: bytes) -> None:
+    read_everything(Btf, tail)
+    read_everything(Btf, bare_btf(INT32)[:24] + tail)
+    read_everything(Btf.of_object, b"\x7fELF" + tail)
