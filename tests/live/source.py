@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from pybootstrap.engine.build import BPF_FLAGS, VMLINUX, WARNINGS, find_bpftool, find_clang, run
 from tests.support import held_by
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,15 +63,15 @@ def build(directory: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)  # the paths in setup.py are relative
         libbpf = setup.find_libbpf()
-        includes = [f"-I{setup.VMLINUX}", "-Ibpf", *libbpf.include]
-        bpftool = setup.find_bpftool()
-        compile_bpf = [setup.find_clang(), *setup.BPF_FLAGS, *setup.WARNINGS, *includes]
-        setup.run(*compile_bpf, "-c", HERE / "source.bpf.c", "-o", unlinked)
-        setup.run(bpftool, "gen", "object", linked, unlinked)
-        setup.run(bpftool, "gen", "skeleton", linked, "name", "source_bpf", output=skeleton)
-        compile_c = ["cc", "-std=gnu11", "-O2", *setup.WARNINGS, "-pthread", *includes]
+        includes = [f"-I{VMLINUX}", "-Ibpf", *libbpf.include]
+        bpftool = find_bpftool()
+        compile_bpf = [find_clang(), *BPF_FLAGS, *WARNINGS, *includes]
+        run(*compile_bpf, "-c", HERE / "source.bpf.c", "-o", unlinked)
+        run(bpftool, "gen", "object", linked, unlinked)
+        run(bpftool, "gen", "skeleton", linked, "name", "source_bpf", output=skeleton)
+        compile_c = ["cc", "-std=gnu11", "-O2", *WARNINGS, "-pthread", *includes]
         compile_c += [HERE / "source.c", "-isystem", directory, "-o", program]
-        setup.run(*compile_c, *libbpf.files, *libbpf.link)
+        run(*compile_c, *libbpf.files, *libbpf.link)
     return program
 
 
