@@ -55,7 +55,7 @@ MAN_PAGE = BUILD / "bootstrap.1"  # made by argparse-manpage: see pyproject.toml
 
 SUBMODULE = Path("libbpf")
 NATIVE = Path("pybootstrap/native")
-RECORDS = Path("bpf/bootstrap.h")
+RECORDS = [Path("bpf/ring.h"), Path("bpf/bootstrap.h")]
 
 SHIM_FLAGS = ["-std=gnu11", "-O2", "-fvisibility=hidden"]
 ABI3 = ("Py_LIMITED_API", "0x03090000")  # with "cp39" below and requires-python in pyproject.toml
@@ -173,7 +173,7 @@ def make_skeleton() -> None:
 def make_binding() -> None:
     """The C source that cffi makes: what carries calls from Python to the shim."""
     script = NATIVE / "build.py"
-    headers = [RECORDS, NATIVE / "shim.h"]
+    headers = [*RECORDS, NATIVE / "shim.h"]
 
     def make() -> None:
         run(sys.executable, script, BINDING, *headers)
@@ -190,7 +190,7 @@ def compile_shim(compiler: list[str]) -> Path:
     def make() -> None:
         run(*command, *WARNINGS, *includes, "-c", source, "-o", shim)
 
-    inputs = [source, NATIVE / "shim.h", RECORDS, SKELETON, *libbpf.files]
+    inputs = [source, NATIVE / "shim.h", *RECORDS, SKELETON, *libbpf.files]
     step("CC", shim, inputs, shlex.join([*command, libbpf.version]), make)
     return shim
 
@@ -210,7 +210,7 @@ class BuildExt(build_ext):
         make_binding()
         shim = compile_shim(self.compiler.compiler_so)
         libbpf = find_libbpf()
-        ext.include_dirs = [str(RECORDS.parent), str(NATIVE)]
+        ext.include_dirs = ["bpf", str(NATIVE)]
         ext.extra_objects = [str(shim), *map(str, libbpf.files)]
         ext.extra_link_args = libbpf.link
         target = Path(self.get_ext_fullpath(ext.name))
@@ -222,7 +222,7 @@ class BuildExt(build_ext):
             shutil.copy2(target, built)
 
         command = [*self.compiler.compiler_so, *self.compiler.linker_so, *libbpf.link]
-        inputs = [BINDING, RECORDS, NATIVE / "shim.h", shim, *libbpf.files]
+        inputs = [BINDING, *RECORDS, NATIVE / "shim.h", shim, *libbpf.files]
         step("CC", built, inputs, shlex.join([*command, *ABI3]), make)
         if not target.exists() or target.read_bytes() != built.read_bytes():
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,25 +2,15 @@
 /*
  * The records that the BPF programs write and user space reads, and their limits.
  *
- * This file is the only place where they are written down: the BPF programs and the shim include
- * it, and cffi's declarations (and from them the offsets that Python uses) are made from it. So it
- * holds plain C types, enums and structs only, each field at its natural alignment, no padding left
- * to the compiler: every byte of a record has a name, and the BPF programs write every one.
+ * With ring.h this is the only place where they are written down: the BPF programs and the shim
+ * include it, and cffi's declarations (and from them the offsets that Python uses) are made from it.
+ * So it holds plain C types, enums and structs only, each field at its natural alignment, no padding
+ * left to the compiler: every byte of a record has a name, and the BPF programs write every one.
  */
 #ifndef BOOTSTRAP_H
 #define BOOTSTRAP_H
 
-/* ---- What every record starts with; nothing here knows about exec and exit ---- */
-
-struct record {
-	unsigned int size; /* bytes in use, this head and the tail included */
-	unsigned short kind; /* which record: see enum record_kind */
-	unsigned short flags; /* see enum record_flags */
-	unsigned long long time_ns; /* in the ring CLOCK_BOOTTIME; the shim makes it wall clock */
-	unsigned long long lost; /* how many records found the ring full before this one */
-};
-
-/* ---- Exec and exit ---- */
+#include "ring.h"
 
 enum limits {
 	COMM_SIZE = 16, /* the kernel's TASK_COMM_LEN */
@@ -30,11 +20,13 @@ enum limits {
 	FILTER_SIZE = 64, /* values that one filter takes */
 };
 
+/* record.kind */
 enum record_kind {
 	RECORD_EXEC = 1,
 	RECORD_EXIT = 2,
 };
 
+/* record.flags */
 enum record_flags {
 	FILENAME_TRUNCATED = 1, /* longer than FILENAME_SIZE, or unreadable */
 	ARGS_TRUNCATED = 2, /* longer than ARGS_SIZE, or unreadable */

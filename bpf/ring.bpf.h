@@ -44,6 +44,8 @@
 #ifndef RING_BPF_H
 #define RING_BPF_H
 
+#include "ring.h"
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096); /* set from user space */

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-# The types of what pybootstrap/native/shim.h and bpf/bootstrap.h declare, as cffi exposes it.
+# The types of what bpf/ring.h, bpf/bootstrap.h and pybootstrap/native/shim.h declare, as cffi
+# exposes it.
 
 from _cffi_backend import FFI
 

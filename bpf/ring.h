@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause */
+/*
+ * What every record in the ring starts with; nothing here knows what a record says. The BPF
+ * programs, the shim and cffi read it, as they do bootstrap.h: see there for what that asks of it.
+ */
+#ifndef RING_H
+#define RING_H
+
+struct record {
+	unsigned int size; /* bytes in use, this head and the tail included */
+	unsigned short kind; /* which record: numbered by the tool, from 1 */
+	unsigned short flags; /* the tool's */
+	unsigned long long time_ns; /* in the ring CLOCK_BOOTTIME; the shim makes it wall clock */
+	unsigned long long lost; /* how many records found the ring full before this one */
+};
+
+#endif
