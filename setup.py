@@ -28,11 +28,14 @@ from typing import NamedTuple
 from build_manpages import build_manpages, get_build_py_cmd
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 sys.path.insert(0, str(Path(__file__).parent))  # not there when pip runs this
 from pybootstrap.engine.build import (
     BPF_FLAGS,
+    HEADERS,
+    INCLUDE,
     VERBOSE,
     VMLINUX,
     WARNINGS,
@@ -230,7 +233,26 @@ class BuildExt(build_ext):
             shutil.copy2(built, target)
 
 
-# ---- The sdist ----
+# ---- The wheel and the sdist ----
+
+
+class BuildPy(build_py):
+    """Adds the headers that other tools are built with; in an editable install these stay here."""
+
+    def headers(self) -> dict[str, str]:
+        """From what to what they are copied."""
+        if self.editable_mode:
+            return {}
+        return {str(path): str(self.build_lib / INCLUDE / path.name) for path in HEADERS}
+
+    def run(self) -> None:
+        super().run()
+        for source, target in self.headers().items():
+            self.mkpath(str(Path(target).parent))
+            self.copy_file(source, target)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        return [*super().get_outputs(include_bytecode), *self.headers().values()]
 
 
 class Sdist(sdist):
@@ -265,7 +287,7 @@ if __name__ == "__main__":
         cmdclass={
             "build_ext": BuildExt,
             "build_manpages": build_manpages,
-            "build_py": get_build_py_cmd(),
+            "build_py": get_build_py_cmd(BuildPy),
             "sdist": Sdist,
         },
         options={"bdist_wheel": {"py_limited_api": "cp39"}},

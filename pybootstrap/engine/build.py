@@ -33,6 +33,10 @@ if os.environ.get("PYBOOTSTRAP_WERROR") == "1":
 BPF_TARGET = "bpfel" if sys.byteorder == "little" else "bpfeb"
 BPF_FLAGS = ["-g", "-O2", "-target", BPF_TARGET, "-mcpu=v3"]
 
+# What BPF programs of any tool can include: where it is in a checkout. A wheel has it in INCLUDE.
+HEADERS = [Path("vmlinux/vmlinux.h"), Path("bpf/ring.bpf.h"), Path("bpf/ring.h")]
+INCLUDE = Path("pybootstrap/engine/include")
+
 
 # ---- Steps ----
 
