@@ -33,25 +33,24 @@ from setuptools.command.sdist import sdist
 
 sys.path.insert(0, str(Path(__file__).parent))  # not there when pip runs this
 from pybootstrap.engine.build import (
-    BPF_FLAGS,
+    BUILD,
     HEADERS,
     INCLUDE,
     VERBOSE,
-    VMLINUX,
     WARNINGS,
     check_library,
     find_bpftool,
-    find_clang,
     inputs_file,
+    make_object,
     missing,
+    object_of,
     pkg_config,
     run,
     step,
     works,
 )
 
-BUILD = Path("build")
-BPF_OBJECT = BUILD / "bootstrap.bpf.o"
+BPF_SOURCE = Path("bpf/bootstrap.bpf.c")
 SKELETON = BUILD / "bootstrap.skel.h"
 BINDING = BUILD / "_native.c"
 MAN_PAGE = BUILD / "bootstrap.1"  # made by argparse-manpage: see pyproject.toml
@@ -151,23 +150,14 @@ def make_libbpf() -> Libbpf:
 
 def make_skeleton() -> None:
     """The BPF object and, made from it, the C header with the object in it."""
-    sources = [Path("bpf/bootstrap.bpf.c"), *sorted(Path("bpf").glob("*.h")), VMLINUX / "vmlinux.h"]
-    if is_checked_out():
-        sources += sorted((SUBMODULE / "src").glob("bpf_*.h"))
-
-    def compile_bpf() -> None:
-        clang, bpftool = find_clang(), find_bpftool()
-        unlinked = BUILD / "bootstrap.unlinked.o"
-        includes = [f"-I{VMLINUX}", "-Ibpf", *find_libbpf().include]
-        run(clang, *BPF_FLAGS, *WARNINGS, *includes, "-c", sources[0], "-o", unlinked)
-        run(bpftool, "gen", "object", BPF_OBJECT, unlinked)  # leaves out DWARF
+    headers = (SUBMODULE / "src").glob("bpf_*.h")
+    bpf_object = make_object(BPF_SOURCE, lambda: find_libbpf().include, headers)
 
     def generate() -> None:
         name = "bootstrap_bpf"
-        run(find_bpftool(), "gen", "skeleton", BPF_OBJECT, "name", name, output=SKELETON)
+        run(find_bpftool(), "gen", "skeleton", bpf_object, "name", name, output=SKELETON)
 
-    step("CLANG", BPF_OBJECT, sources, shlex.join(BPF_FLAGS), compile_bpf)
-    step("SKEL", SKELETON, [BPF_OBJECT], "bpftool gen skeleton", generate)
+    step("SKEL", SKELETON, [bpf_object], "bpftool gen skeleton", generate)
 
 
 # ---- The extension ----
@@ -268,7 +258,7 @@ class Sdist(sdist):
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         super().make_release_tree(base_dir, files)
         (base_dir / BUILD).mkdir()
-        for path in (BPF_OBJECT, SKELETON):
+        for path in (object_of(BPF_SOURCE), SKELETON):
             shutil.copy2(path, base_dir / path)
             shutil.copy2(inputs_file(path), base_dir / inputs_file(path))
         shutil.copy2(MAN_PAGE, base_dir / MAN_PAGE)

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+BUILD = Path("build")
 VMLINUX = Path(os.environ.get("VMLINUX") or "vmlinux")
 
 PKG_CONFIG = os.environ.get("PKG_CONFIG") or "pkg-config"
@@ -73,6 +74,36 @@ def step(
 def inputs_file(output: Path) -> Path:
     """Where step() keeps what output was made from."""
     return output.with_name(f"{output.name}.inputs")
+
+
+# ---- BPF programs ----
+
+
+def make_object(
+    source: Path, libbpf: Callable[[], list[str]], libbpf_headers: Iterable[Path] = ()
+) -> Path:
+    """Compile a BPF program to build/NAME.bpf.o, unless that is made.
+
+    Its headers may be beside it, and vmlinux.h in vmlinux/. libbpf() returns the compiler options
+    for libbpf's; those of them that are part of the project count as inputs.
+    """
+    output = object_of(source)
+    headers = [*source.parent.glob("*.h"), VMLINUX / "vmlinux.h", *libbpf_headers]
+
+    def make() -> None:
+        clang, bpftool = find_clang(), find_bpftool()
+        unlinked = output.with_suffix(".unlinked.o")
+        includes = [f"-I{VMLINUX}", f"-I{source.parent}", *libbpf()]
+        run(clang, *BPF_FLAGS, *WARNINGS, *includes, "-c", source, "-o", unlinked)
+        run(bpftool, "gen", "object", output, unlinked)  # leaves out DWARF
+
+    step("CLANG", output, [source, *sorted(headers)], shlex.join(BPF_FLAGS), make)
+    return output
+
+
+def object_of(source: Path) -> Path:
+    """Where make_object() puts what it makes from source."""
+    return BUILD / source.with_suffix(".o").name
 
 
 # ---- What must be installed ----
