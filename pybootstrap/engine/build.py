@@ -1,15 +1,27 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What a build of BPF programs needs, for a setup.py.
+"""Builds BPF programs into a package.
+
+This is the whole setup.py of a tool:
+
+    from setuptools import setup
+    from pybootstrap.engine.build import bpf_objects
+
+    setup(cmdclass=bpf_objects("bpf/mytool.bpf.c", into="mytool"))
+
+with setuptools and pybootstrap in pyproject.toml's [build-system] requires, and the packages named
+under [tool.setuptools] (else setuptools takes bpf/ for one too). The wheel then has the file
+mytool/mytool.bpf.o in it, and needs no compiler and no particular Python where it is installed. The
+steps that this consists of are here as well, for a build that needs more.
 
 A step runs when the contents of its inputs, or its command, are not those it last ran with: they
 are kept next to its output, in a file named *.inputs. In an unpacked archive that holds too, where
-time stamps mean nothing. Tools and headers outside of the project are not counted.
+time stamps mean nothing. Tools and headers outside of the project are not counted, except HEADERS.
 
 Read from the environment: V=1 shows commands; VMLINUX=DIR takes vmlinux.h from another directory;
 PYBOOTSTRAP_WERROR=1 makes warnings in C errors. (Not so otherwise: a compiler newer than a release
 must not break its installation.) CLANG, BPFTOOL, PKG_CONFIG name other programs.
 
-Needs only the standard library, and nothing that was built.
+Needs only the standard library and setuptools, and nothing that was built.
 """
 
 from __future__ import annotations
@@ -17,10 +29,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, ClassVar
+
+from setuptools import Command
+from setuptools.command.build import build
 
 BUILD = Path("build")
 VMLINUX = Path(os.environ.get("VMLINUX") or "vmlinux")
@@ -34,6 +51,7 @@ if os.environ.get("PYBOOTSTRAP_WERROR") == "1":
 BPF_TARGET = "bpfel" if sys.byteorder == "little" else "bpfeb"
 BPF_FLAGS = ["-g", "-O2", "-target", BPF_TARGET, "-mcpu=v3"]
 
+ROOT = Path(__file__).resolve().parents[2]  # a checkout of pybootstrap, or where it is installed
 # What BPF programs of any tool can include: where it is in a checkout. A wheel has it in INCLUDE.
 HEADERS = [Path("vmlinux/vmlinux.h"), Path("bpf/ring.bpf.h"), Path("bpf/ring.h")]
 INCLUDE = Path("pybootstrap/engine/include")
@@ -59,7 +77,7 @@ def step(
 ) -> None:
     """Make output by calling make(), unless it was made from the same inputs in the same way."""
     inputs = list(inputs)
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path}\n" for path in inputs]
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {label(path)}\n" for path in inputs]
     wanted = f"{command}\n{''.join(sums)}"
     known = inputs_file(output)
     if output.exists() and known.exists() and known.read_text() == wanted:
@@ -69,6 +87,14 @@ def step(
     known.unlink(missing_ok=True)
     make()
     known.write_text(wanted)
+
+
+def label(path: Path) -> str:
+    """What an input is called: outside of the project its name only.
+
+    Because pip installs pybootstrap into another directory for each build.
+    """
+    return path.name if path.is_absolute() else str(path)
 
 
 def inputs_file(output: Path) -> Path:
@@ -84,26 +110,136 @@ def make_object(
 ) -> Path:
     """Compile a BPF program to build/NAME.bpf.o, unless that is made.
 
-    Its headers may be beside it, and vmlinux.h in vmlinux/. libbpf() returns the compiler options
-    for libbpf's; those of them that are part of the project count as inputs.
+    The project's headers, beside the source and in vmlinux/, come before those of HEADERS. libbpf()
+    returns the compiler options for libbpf's; those that are part of the project count as inputs.
     """
     output = object_of(source)
-    headers = [*source.parent.glob("*.h"), VMLINUX / "vmlinux.h", *libbpf_headers]
+    ours, shipped = headers_of(source), shipped_headers()
 
     def make() -> None:
         clang, bpftool = find_clang(), find_bpftool()
         unlinked = output.with_suffix(".unlinked.o")
-        includes = [f"-I{VMLINUX}", f"-I{source.parent}", *libbpf()]
+        directories = [VMLINUX, source.parent, *unique(path.parent for path in shipped)]
+        includes = [*(f"-I{path}" for path in directories), *libbpf()]
         run(clang, *BPF_FLAGS, *WARNINGS, *includes, "-c", source, "-o", unlinked)
         run(bpftool, "gen", "object", output, unlinked)  # leaves out DWARF
 
-    step("CLANG", output, [source, *sorted(headers)], shlex.join(BPF_FLAGS), make)
+    inputs = [source, *ours, *sorted(libbpf_headers), *shipped]
+    step("CLANG", output, inputs, shlex.join(BPF_FLAGS), make)
     return output
+
+
+def headers_of(source: Path) -> list[Path]:
+    """The project's own headers that a BPF program can include."""
+    if not source.is_file():
+        sys.exit(f"pybootstrap: there is no {source} to compile")
+    if os.environ.get("VMLINUX") and not (VMLINUX / "vmlinux.h").is_file():
+        sys.exit(f"pybootstrap: VMLINUX={VMLINUX}: there is no vmlinux.h in it")
+    return unique([*sorted(source.parent.glob("*.h")), *sorted(VMLINUX.glob("*.h"))])
+
+
+def shipped_headers() -> list[Path]:
+    """HEADERS, as absolute paths; none in the project that they are from."""
+    if Path.cwd() == ROOT:
+        return []
+    installed = (ROOT / INCLUDE).is_dir()
+    return [ROOT / INCLUDE / path.name if installed else ROOT / path for path in HEADERS]
+
+
+def system_libbpf() -> list[str]:
+    """Compiler options for libbpf's headers: of the one a checkout has built, else the system's."""
+    built = ROOT / "build/libbpf/include"
+    if built.is_dir():
+        return [f"-I{built}"]
+    check_library("libbpf >= 1.0", "libbpf-dev", "libbpf-devel")
+    return pkg_config("--cflags", "libbpf")
+
+
+def unique(paths: Iterable[Path]) -> list[Path]:
+    """Each once, in the order of their first appearance."""
+    return list(dict.fromkeys(paths))
 
 
 def object_of(source: Path) -> Path:
     """Where make_object() puts what it makes from source."""
     return BUILD / source.with_suffix(".o").name
+
+
+# ---- The commands of a tool ----
+
+
+def bpf_objects(*sources: str, into: str) -> dict[str, type[Command]]:
+    """The commands for setup(cmdclass=...) that compile these BPF programs into the package `into`.
+
+    sources are paths as in "bpf/NAME.bpf.c", relative to setup.py; each becomes NAME.bpf.o, in an
+    editable install and with "setup.py build_bpf --inplace" beside the package's modules. What
+    cannot be built ends the build with one sentence.
+    """
+
+    class BuildTool(BuildBpf):
+        programs = tuple(map(Path, sources))
+        package = into
+
+    return {"build": Build, "build_bpf": BuildTool}
+
+
+class BuildBpf(Command):
+    """A step of "build" (see setuptools.command.build.SubCommand) that makes the objects."""
+
+    description = "compile the BPF programs"
+    user_options: ClassVar = [("inplace", "i", "put them beside the package's modules")]
+    boolean_options: ClassVar = ["inplace"]
+
+    programs: tuple[Path, ...]
+    package: str
+
+    def initialize_options(self) -> None:
+        self.build_lib = ""
+        self.inplace = self.editable_mode = False
+
+    def finalize_options(self) -> None:
+        self.build_lib = self.get_finalized_command("build").build_lib
+
+    def run(self) -> None:
+        known = self.distribution.packages or []
+        if self.package not in known:
+            sys.exit(
+                f"pybootstrap: bpf_objects(into={self.package!r}): no package of this project, "
+                f"which has {', '.join(known) or 'none'}: see [tool.setuptools] in pyproject.toml"
+            )
+        for source in self.programs:
+            built = make_object(source, system_libbpf)
+            installed, beside = self.places(source)
+            target = beside if self.inplace or self.editable_mode else installed
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(built, target)
+
+    def places(self, source: Path) -> tuple[Path, Path]:
+        """Where the object goes in what is installed, and where beside the modules."""
+        modules: Any = self.get_finalized_command("build_py")
+        name, package = object_of(source).name, self.package.replace(".", "/")
+        return Path(self.build_lib, package, name), Path(
+            modules.get_package_dir(self.package), name
+        )
+
+    def get_source_files(self) -> list[str]:
+        files = unique(path for source in self.programs for path in (source, *headers_of(source)))
+        return [str(path) for path in files if not path.is_absolute()]  # as VMLINUX can be
+
+    def get_outputs(self) -> list[str]:
+        return [str(self.places(source)[0]) for source in self.programs]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        if not self.editable_mode:
+            return {}
+        places = map(self.places, self.programs)
+        return {str(installed): str(beside) for installed, beside in places}
+
+
+class Build(build):
+    """Makes the objects as well."""
+
+    sub_commands: ClassVar = [*build.sub_commands, ("build_bpf", None)]
 
 
 # ---- What must be installed ----

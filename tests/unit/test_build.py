@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""The build of a tool of one's own with pybootstrap.engine.build. Nothing here is loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EM_BPF = 247  # elf.h
+
+PROJECT = """\
+[build-system]
+requires = ["setuptools>=77", "pybootstrap"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "count"
+version = "1"
+
+[tool.setuptools]
+packages = ["count"]
+"""
+SETUP = """\
+from setuptools import setup
+from pybootstrap.engine.build import bpf_objects
+
+setup(cmdclass=bpf_objects("bpf/count.bpf.c", into="count"))
+"""
+PROGRAM = """\
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include "ring.bpf.h"
+#include "count.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+SEC("raw_tp/sys_enter")
+int count(u64 *ctx)
+{
+	struct count *c = ring_reserve(sizeof(*c));
+
+	if (!c)
+		return 0;
+	c->value = ctx[1];
+	ring_submit(&c->record, sizeof(*c), 1, 0, bpf_ktime_get_boot_ns());
+	return 0;
+}
+"""
+HEADER = """\
+#include "ring.h"
+
+struct count {
+	struct record record;
+	unsigned long long value;
+};
+"""
+
+
+class Tool:
+    """The project of a tool, and a clang that keeps a list of what it compiled."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.program = self.write("bpf/count.bpf.c", PROGRAM)
+        self.header = self.write("bpf/count.h", HEADER)
+        self.write("pyproject.toml", PROJECT)
+        self.write("setup.py", SETUP)
+        self.write("count/__init__.py", "")
+        self.out = directory / "dist"
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def run(self, *command: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=self.directory,
+            env={**os.environ, "V": "", "VMLINUX": "", **environ},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def pip_wheel(self, source: str | Path = ".", **environ: str) -> Path:
+        """Builds a wheel with pip."""
+        command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps"]
+        done = self.run(*command, "-w", self.out, source, **environ)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return self.only("*.whl")
+
+    def wheel(self, **environ: str) -> Path:
+        """The same without pip, which takes most of the time."""
+        done = self.backend("build_wheel", **environ)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return self.only("*.whl")
+
+    def backend(self, hook: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Calls the build backend as pip does."""
+        code = f"from setuptools import build_meta; build_meta.{hook}('dist')"
+        return self.run(sys.executable, "-c", code, **environ)
+
+    def only(self, pattern: str) -> Path:
+        (path,) = self.out.glob(pattern)
+        return path
+
+    def fails(self, **environ: str) -> str:
+        """Builds a wheel, which ends with one sentence: that."""
+        done = self.backend("build_wheel", **environ)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert done.stderr.count("pybootstrap:") == 1
+        return done.stderr.splitlines()[-1]
+
+    def compiled(self, **environ: str) -> bytes | None:
+        """Builds a wheel; returns the object in it if that had to be compiled for this."""
+        log = self.directory / "clang.log"
+        clang = self.write("clang", f'#!/bin/sh\necho "$*" >>"{log}"\nexec clang "$@"\n')
+        clang.chmod(0o755)
+        log.unlink(missing_ok=True)
+        wheel = self.wheel(CLANG=str(clang), **environ)
+        return objects(wheel)["count/count.bpf.o"] if " -c " in read(log) else None
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def objects(wheel: Path) -> dict[str, bytes]:
+    """The files in a wheel that are no Python and no metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n for n in archive.namelist() if ".dist-info/" not in n and not n.endswith(".py")]
+        return {name: archive.read(name) for name in names}
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> Tool:
+    return Tool(tmp_path / "a tool")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with pybootstrap as a wheel would install it, but without its extension."""
+    tree = tmp_path_factory.mktemp("pybootstrap")
+    ignore = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in ("bpf", "docs", "pybootstrap", "vmlinux", "LICENSES"):
+        shutil.copytree(ROOT / name, tree / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy2(ROOT / name, tree)
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "installed"]
+    subprocess.run(command, cwd=tree, check=True, capture_output=True)
+    return tree / "installed"
+
+
+def test_a_wheel_is_for_any_python_and_holds_the_object(tool: Tool) -> None:
+    wheel = tool.pip_wheel()
+    assert wheel.name == "count-1-py3-none-any.whl"
+    assert list(objects(wheel)) == ["count/count.bpf.o"]
+    header = objects(wheel)["count/count.bpf.o"][:20]
+    assert header[:4] == b"\x7fELF"
+    assert int.from_bytes(header[18:20], sys.byteorder) == EM_BPF
+
+
+def test_it_is_compiled_when_and_only_when_its_inputs_change(tool: Tool) -> None:
+    first = tool.compiled()
+    assert first is not None
+    assert tool.compiled() is None
+    tool.program.touch()
+    assert tool.compiled() is None
+
+    tool.program.write_text(PROGRAM.replace("ctx[1]", "ctx[0]"))
+    second = tool.compiled()
+    assert second not in (None, first)
+    tool.header.write_text(HEADER.replace("struct record record;", "struct record record, more;"))
+    assert tool.compiled() not in (None, first, second)
+
+
+def test_it_is_compiled_when_pybootstraps_headers_change(tool: Tool, installed: Path) -> None:
+    first = tool.compiled(PYTHONPATH=str(installed))
+    assert first is not None
+    other = shutil.copytree(installed, tool.directory / "site-packages")
+    assert tool.compiled(PYTHONPATH=str(other)) is None, "the same in another directory"
+
+    ring = other / "pybootstrap/engine/include/ring.bpf.h"
+    ring.write_text(
+        ring.read_text().replace("enum { MAX_OVERHEAD = 15 };", "enum { MAX_OVERHEAD = 23 };")
+    )
+    assert tool.compiled(PYTHONPATH=str(other)) not in (None, first)
+
+
+def test_the_tools_own_vmlinux_is_taken_first(tool: Tool) -> None:
+    ours = (ROOT / "vmlinux/vmlinux.h").read_text()
+    tool.write("vmlinux/vmlinux.h", ours.replace("typedef __u64 u64;", "typedef __u64 u64, own_t;"))
+    tool.program.write_text(PROGRAM.replace("ctx[1]", "(own_t)ctx[1]"))
+    tool.wheel()
+    full = tool.write("full/vmlinux.h", "#error taken from VMLINUX\n").parent
+    done = tool.backend("build_wheel", VMLINUX=str(full))
+    assert done.returncode == 1
+    assert "taken from VMLINUX" in done.stderr
+    assert done.stderr.endswith("pybootstrap: clang failed (status 1), see above\n")
+
+
+def test_an_editable_install_has_the_object_beside_the_modules(tool: Tool) -> None:
+    done = tool.backend("build_editable")
+    assert done.returncode == 0, done.stderr
+    assert (tool.directory / "count/count.bpf.o").read_bytes()[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize(
+    ("environ", "sentence"),
+    [
+        ({"CLANG": "/none"}, "clang is needed to build this: install the package clang"),
+        ({"BPFTOOL": "/none"}, "bpftool is needed to build this: install the package bpftool"),
+        ({"VMLINUX": "/none"}, "VMLINUX=/none: there is no vmlinux.h in it"),
+    ],
+)
+def test_what_is_missing_is_one_sentence(
+    tool: Tool, environ: dict[str, str], sentence: str
+) -> None:
+    assert tool.fails(**environ).startswith(f"pybootstrap: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ('"bpf/cuont.bpf.c", into="count"', "there is no bpf/cuont.bpf.c to compile"),
+        (
+            '"bpf/count.bpf.c", into="cuont"',
+            "bpf_objects(into='cuont'): no package of this project, which has count",
+        ),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(tool: Tool, wrong: str, sentence: str) -> None:
+    tool.write("setup.py", SETUP.replace('"bpf/count.bpf.c", into="count"', wrong))
+    assert tool.fails().startswith(f"pybootstrap: {sentence}")
+
+
+def test_importing_the_helper_needs_nothing_that_was_built(installed: Path) -> None:
+    code = "import sys; from pybootstrap.engine import build; print(build.__file__, *sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=installed,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(str(installed))
+    assert not {"cffi", "_cffi_backend", "pybootstrap._native"} & set(done.stdout.split())
