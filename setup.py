@@ -21,6 +21,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -40,12 +41,13 @@ from pybootstrap.engine.build import (
     WARNINGS,
     check_library,
     find_bpftool,
+    forbid_vmlinux,
     inputs_file,
     make_object,
     missing,
-    object_of,
     pkg_config,
     run,
+    ship_object,
     step,
     works,
 )
@@ -117,6 +119,11 @@ def find_libbpf() -> Libbpf:
     )
 
 
+def bpf_headers() -> Iterable[Path]:
+    """Those that BPF programs include, of the submodule."""
+    return (SUBMODULE / "src").glob("bpf_*.h")
+
+
 def make_libbpf() -> Libbpf:
     """Static, position-independent, its symbols not visible outside of the extension."""
     prefix = BUILD / "libbpf"
@@ -150,8 +157,7 @@ def make_libbpf() -> Libbpf:
 
 def make_skeleton() -> None:
     """The BPF object and, made from it, the C header with the object in it."""
-    headers = (SUBMODULE / "src").glob("bpf_*.h")
-    bpf_object = make_object(BPF_SOURCE, lambda: find_libbpf().include, headers)
+    bpf_object = make_object(BPF_SOURCE, lambda: find_libbpf().include, bpf_headers())
 
     def generate() -> None:
         name = "bootstrap_bpf"
@@ -249,19 +255,16 @@ class Sdist(sdist):
     """Ships what is generated too, so that installing from it needs neither clang nor bpftool."""
 
     def run(self) -> None:
-        if os.environ.get("VMLINUX"):
-            sys.exit("pybootstrap: an sdist is made with vmlinux/ only: unset VMLINUX")
+        forbid_vmlinux()
         make_skeleton()
         self.run_command("build_manpages")
         super().run()
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         super().make_release_tree(base_dir, files)
-        (base_dir / BUILD).mkdir()
-        for path in (object_of(BPF_SOURCE), SKELETON):
+        ship_object(BPF_SOURCE, Path(base_dir), bpf_headers())
+        for path in (SKELETON, inputs_file(SKELETON), MAN_PAGE):
             shutil.copy2(path, base_dir / path)
-            shutil.copy2(inputs_file(path), base_dir / inputs_file(path))
-        shutil.copy2(MAN_PAGE, base_dir / MAN_PAGE)
 
 
 if __name__ == "__main__":

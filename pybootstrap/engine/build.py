@@ -10,8 +10,9 @@ This is the whole setup.py of a tool:
 
 with setuptools and pybootstrap in pyproject.toml's [build-system] requires, and the packages named
 under [tool.setuptools] (else setuptools takes bpf/ for one too). The wheel then has the file
-mytool/mytool.bpf.o in it, and needs no compiler and no particular Python where it is installed. The
-steps that this consists of are here as well, for a build that needs more.
+mytool/mytool.bpf.o in it, and needs no compiler and no particular Python where it is installed. An
+sdist has the object in it too: it is compiled there only if somebody changes the tool's sources.
+The steps that this consists of are here as well, for a build that needs more.
 
 A step runs when the contents of its inputs, or its command, are not those it last ran with: they
 are kept next to its output, in a file named *.inputs. In an unpacked archive that holds too, where
@@ -34,10 +35,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from setuptools import Command
 from setuptools.command.build import build
+from setuptools.command.sdist import sdist
 
 BUILD = Path("build")
 VMLINUX = Path(os.environ.get("VMLINUX") or "vmlinux")
@@ -77,8 +79,7 @@ def step(
 ) -> None:
     """Make output by calling make(), unless it was made from the same inputs in the same way."""
     inputs = list(inputs)
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {label(path)}\n" for path in inputs]
-    wanted = f"{command}\n{''.join(sums)}"
+    wanted = made_from(inputs, command)
     known = inputs_file(output)
     if output.exists() and known.exists() and known.read_text() == wanted:
         return
@@ -87,6 +88,12 @@ def step(
     known.unlink(missing_ok=True)
     make()
     known.write_text(wanted)
+
+
+def made_from(inputs: Iterable[Path], command: str) -> str:
+    """The text that says so."""
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {label(path)}\n" for path in inputs]
+    return f"{command}\n{''.join(sums)}"
 
 
 def label(path: Path) -> str:
@@ -114,19 +121,44 @@ def make_object(
     returns the compiler options for libbpf's; those that are part of the project count as inputs.
     """
     output = object_of(source)
-    ours, shipped = headers_of(source), shipped_headers()
+    inputs, command = recipe(source, libbpf_headers, Path("PKG-INFO").exists())
 
     def make() -> None:
         clang, bpftool = find_clang(), find_bpftool()
         unlinked = output.with_suffix(".unlinked.o")
-        directories = [VMLINUX, source.parent, *unique(path.parent for path in shipped)]
+        directories = [VMLINUX, source.parent, *unique(path.parent for path in shipped_headers())]
         includes = [*(f"-I{path}" for path in directories), *libbpf()]
         run(clang, *BPF_FLAGS, *WARNINGS, *includes, "-c", source, "-o", unlinked)
         run(bpftool, "gen", "object", output, unlinked)  # leaves out DWARF
 
-    inputs = [source, *ours, *sorted(libbpf_headers), *shipped]
-    step("CLANG", output, inputs, shlex.join(BPF_FLAGS), make)
+    step("CLANG", output, inputs, command, make)
     return output
+
+
+def recipe(source: Path, libbpf_headers: Iterable[Path], released: bool) -> tuple[list[Path], str]:
+    """What an object is made from, and how: the inputs and the command of its step.
+
+    In a released tree (an unpacked sdist) only what is in it counts: it may be built with another
+    pybootstrap than it was released with, where there is no clang.
+    """
+    inputs = [source, *headers_of(source), *sorted(libbpf_headers)]
+    if released:
+        return inputs, BPF_TARGET
+    return [*inputs, *shipped_headers()], shlex.join(BPF_FLAGS)
+
+
+def ship_object(source: Path, tree: Path, libbpf_headers: Iterable[Path] = ()) -> None:
+    """Copy what make_object() made into the tree of an sdist."""
+    target = tree / object_of(source)
+    target.parent.mkdir(exist_ok=True)
+    shutil.copy2(object_of(source), target)
+    inputs_file(target).write_text(made_from(*recipe(source, libbpf_headers, released=True)))
+
+
+def forbid_vmlinux() -> None:
+    """What is released is compiled with what is released."""
+    if os.environ.get("VMLINUX"):
+        sys.exit("pybootstrap: an sdist is made without VMLINUX: unset it")
 
 
 def headers_of(source: Path) -> list[Path]:
@@ -180,7 +212,7 @@ def bpf_objects(*sources: str, into: str) -> dict[str, type[Command]]:
         programs = tuple(map(Path, sources))
         package = into
 
-    return {"build": Build, "build_bpf": BuildTool}
+    return {"build": Build, "build_bpf": BuildTool, "sdist": Sdist}
 
 
 class BuildBpf(Command):
@@ -207,12 +239,17 @@ class BuildBpf(Command):
                 f"pybootstrap: bpf_objects(into={self.package!r}): no package of this project, "
                 f"which has {', '.join(known) or 'none'}: see [tool.setuptools] in pyproject.toml"
             )
+        self.make()
         for source in self.programs:
-            built = make_object(source, system_libbpf)
             installed, beside = self.places(source)
             target = beside if self.inplace or self.editable_mode else installed
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(built, target)
+            shutil.copyfile(object_of(source), target)
+
+    def make(self) -> None:
+        """All that needs clang."""
+        for source in self.programs:
+            make_object(source, system_libbpf)
 
     def places(self, source: Path) -> tuple[Path, Path]:
         """Where the object goes in what is installed, and where beside the modules."""
@@ -240,6 +277,24 @@ class Build(build):
     """Makes the objects as well."""
 
     sub_commands: ClassVar = [*build.sub_commands, ("build_bpf", None)]
+
+
+class Sdist(sdist):
+    """Ships the objects too, so that installing from it needs neither clang nor bpftool."""
+
+    def run(self) -> None:
+        forbid_vmlinux()
+        self.bpf().make()
+        super().run()
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        for source in self.bpf().programs:
+            ship_object(source, Path(base_dir))
+
+    def bpf(self) -> BuildBpf:
+        """The command that knows the programs."""
+        return cast(BuildBpf, self.get_finalized_command("build_bpf"))
 
 
 # ---- What must be installed ----

@@ -215,6 +215,34 @@ def test_an_editable_install_has_the_object_beside_the_modules(tool: Tool) -> No
     assert (tool.directory / "count/count.bpf.o").read_bytes()[:4] == b"\x7fELF"
 
 
+def test_an_sdist_installs_without_tools_and_with_another_pybootstrap(
+    tool: Tool, installed: Path
+) -> None:
+    compiled = objects(tool.wheel())
+    done = tool.backend("build_sdist")
+    assert done.returncode == 0, done.stderr
+    sdist = tool.only("*.tar.gz")
+    other = shutil.copytree(installed, tool.directory / "site-packages")
+    (other / "pybootstrap/engine/include/ring.bpf.h").write_text("#error another version\n")
+    nothing = {"CLANG": "/none", "BPFTOOL": "/none", "PKG_CONFIG": "/none"}
+    wheel = tool.pip_wheel(sdist, PYTHONPATH=str(other), **nothing)
+    assert objects(wheel) == compiled
+
+
+def test_the_sdist_of_changed_sources_is_compiled(tool: Tool) -> None:
+    assert tool.backend("build_sdist").returncode == 0
+    shutil.unpack_archive(tool.only("*.tar.gz"), tool.directory.parent)
+    unpacked = tool.directory.parent / "count-1"
+    (unpacked / "bpf/count.h").write_text(HEADER + "/* patched */\n")
+    tool.directory, tool.out = unpacked, unpacked / "dist"
+    assert tool.compiled() is not None
+
+
+def test_an_sdist_is_not_made_with_another_vmlinux(tool: Tool) -> None:
+    done = tool.backend("build_sdist", VMLINUX=str(ROOT / "vmlinux"))
+    assert done.stderr == "pybootstrap: an sdist is made without VMLINUX: unset it\n"
+
+
 @pytest.mark.parametrize(
     ("environ", "sentence"),
     [
