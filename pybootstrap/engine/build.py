@@ -128,7 +128,9 @@ def make_object(
         unlinked = output.with_suffix(".unlinked.o")
         directories = [VMLINUX, source.parent, *unique(path.parent for path in shipped_headers())]
         includes = [*(f"-I{path}" for path in directories), *libbpf()]
-        run(clang, *BPF_FLAGS, *WARNINGS, *includes, "-c", source, "-o", unlinked)
+        # BTF names the source of each line; where this machine keeps it is of no use elsewhere.
+        places = [f"-fdebug-prefix-map={path}=." for path in (Path.cwd(), ROOT)]
+        run(clang, *BPF_FLAGS, *WARNINGS, *places, *includes, "-c", source, "-o", unlinked)
         run(bpftool, "gen", "object", output, unlinked)  # leaves out DWARF
 
     step("CLANG", output, inputs, command, make)

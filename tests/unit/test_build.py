@@ -197,6 +197,16 @@ def test_it_is_compiled_when_pybootstraps_headers_change(tool: Tool, installed: 
     assert tool.compiled(PYTHONPATH=str(other)) not in (None, first)
 
 
+def test_the_object_does_not_depend_on_where_it_is_built(
+    tool: Tool, installed: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(installed, tmp_path / "site-packages")
+    first = objects(tool.wheel(PYTHONPATH=str(installed)))
+    second = objects(Tool(tmp_path / "elsewhere").wheel(PYTHONPATH=str(other)))
+    assert first == second
+    assert str(tmp_path).encode() not in first["count/count.bpf.o"]
+
+
 def test_the_tools_own_vmlinux_is_taken_first(tool: Tool) -> None:
     ours = (ROOT / "vmlinux/vmlinux.h").read_text()
     tool.write("vmlinux/vmlinux.h", ours.replace("typedef __u64 u64;", "typedef __u64 u64, own_t;"))
