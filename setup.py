@@ -4,7 +4,7 @@
     bpf/*, vmlinux/*   -> build/bootstrap.bpf.o    clang, bpftool gen object
                        -> build/bootstrap.skel.h   bpftool gen skeleton
     shim.c             -> build/shim.o             C compiler
-    the two headers    -> build/_native.c          cffi
+    their headers      -> build/_native.c          cffi
                        -> build/_native.abi3.so    C compiler and linker
 
 libbpf/ is built first when the submodule is checked out; else the system's libbpf is used.

@@ -257,9 +257,8 @@ class BuildBpf(Command):
         """Where the object goes in what is installed, and where beside the modules."""
         modules: Any = self.get_finalized_command("build_py")
         name, package = object_of(source).name, self.package.replace(".", "/")
-        return Path(self.build_lib, package, name), Path(
-            modules.get_package_dir(self.package), name
-        )
+        beside = Path(modules.get_package_dir(self.package), name)
+        return Path(self.build_lib, package, name), beside
 
     def get_source_files(self) -> list[str]:
         files = unique(path for source in self.programs for path in (source, *headers_of(source)))
@@ -325,10 +324,10 @@ def find_clang() -> str:
 
 
 def find_bpftool() -> str:
-    """The bpftool that makes skeletons.
+    """A bpftool that works.
 
     It may not be on an ordinary user's PATH. And Ubuntu's /usr/sbin/bpftool refuses to run when
-    there is none for the running kernel, while any can do this.
+    there is none for the running kernel, while any can do what a build asks for.
     """
     ubuntus = map(str, sorted(Path("/usr/lib").glob("linux-tools*/*/bpftool"), reverse=True))
     wanted = os.environ.get("BPFTOOL")

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -217,6 +219,23 @@ def test_the_tools_own_vmlinux_is_taken_first(tool: Tool) -> None:
     assert done.returncode == 1
     assert "taken from VMLINUX" in done.stderr
     assert done.stderr.endswith("pybootstrap: clang failed (status 1), see above\n")
+
+
+def test_a_tool_adds_members_to_types_of_the_shipped_header(tool: Tool, installed: Path) -> None:
+    page = (ROOT / "vmlinux/README.md").read_text()
+    example = re.findall(r"(?:^ {4}.*\n|^\n)+", page, re.MULTILINE)[-1]
+    assert "task_struct___mine" in example
+    tool.header.write_text(HEADER + textwrap.dedent(example))
+    use = "ctx[0] + ((struct task_struct___mine *)bpf_get_current_task_btf())->prio"
+    tool.program.write_text(PROGRAM.replace("ctx[1]", use))
+    object_ = objects(tool.wheel(PYTHONPATH=str(installed)))["count/count.bpf.o"]
+    assert b"task_struct___mine\0" in object_
+
+
+def test_the_objects_can_be_made_beside_the_modules_alone(tool: Tool) -> None:
+    done = tool.run(sys.executable, "setup.py", "-q", "build_bpf", "--inplace")
+    assert done.returncode == 0, done.stderr
+    assert (tool.directory / "count/count.bpf.o").read_bytes()[:4] == b"\x7fELF"
 
 
 def test_an_editable_install_has_the_object_beside_the_modules(tool: Tool) -> None:
