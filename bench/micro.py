@@ -20,7 +20,7 @@ from programs import as_users_run
 
 from pybootstrap import ExecEvent, ExitEvent
 from pybootstrap._native import ffi, lib
-from pybootstrap.events import Decoder, Event
+from pybootstrap.events import Event, make_decoder
 from pybootstrap.render import TextRenderer
 from pybootstrap.render_json import render_json
 
@@ -120,18 +120,18 @@ def _read_columns(events: Sequence[Event]) -> None:
 def measure_all(pairs: int, repeats: int) -> list[Speed]:
     """All speeds, over a batch of this many exec+exit pairs."""
     plain, full = batch(pairs, False), batch(pairs, True)
-    plain_events, full_events = Decoder().decode(plain), Decoder().decode(full)
+    plain_events, full_events = make_decoder().decode(plain), make_decoder().decode(full)
     short, long, count = TextRenderer().render, TextRenderer(args=True).render, len(plain_events)
     work: dict[str, Callable[[], object]] = {
-        "record -> event": lambda: Decoder().decode(plain),
-        "record -> event, with arguments": lambda: Decoder().decode(full),
-        "... and the columns of the text read": lambda: _read_columns(Decoder().decode(plain)),
-        "... and every field read": lambda: _read_all(Decoder().decode(full)),
+        "record -> event": lambda: make_decoder().decode(plain),
+        "record -> event, with arguments": lambda: make_decoder().decode(full),
+        "... and the columns of the text read": lambda: _read_columns(make_decoder().decode(plain)),
+        "... and every field read": lambda: _read_all(make_decoder().decode(full)),
         "event -> text line": lambda: short(plain_events),
         "event -> text line with arguments": lambda: long(full_events),
         "event -> JSON line": lambda: render_json(full_events),
-        "record -> text line": lambda: short(Decoder().decode(plain)),
-        "record -> JSON line": lambda: render_json(Decoder().decode(full)),
+        "record -> text line": lambda: short(make_decoder().decode(plain)),
+        "record -> JSON line": lambda: render_json(make_decoder().decode(full)),
     }
     return [_speed(what, count, run, repeats) for what, run in work.items()]
 

@@ -16,13 +16,15 @@ from signal import Signals
 
 from pybootstrap._native import ffi, lib
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
-from pybootstrap.errors import RecordError
+from pybootstrap.engine.decoder import Decoder, Kind, LostEvent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, Callable, ClassVar
 
-__all__ = ["Decoder", "Event", "ExecEvent", "ExitEvent", "LostEvent", "ProcessEvent", "Usage"]
+__all__ = [
+    "Event", "ExecEvent", "ExitEvent", "LostEvent", "ProcessEvent", "Usage", "make_decoder",
+]  # fmt: skip
 
 
 @cache
@@ -408,18 +410,6 @@ class ExitEvent(ProcessEvent):
         return bool(_flags(self.record) & lib.USAGE_PARTIAL)
 
 
-class LostEvent(NamedTuple):
-    """Events are missing here: they found the ring buffer full."""
-
-    time_ns: int
-    """Time of the first event after the gap: wall clock, ns since the epoch. `since_ns` when none
-    has come since."""
-    since_ns: int
-    """Time of the last event before the gap; 0 when there was none."""
-    count: int  # type: ignore[assignment]  # nobody counts values in it
-    """How many events were lost."""
-
-
 if sys.version_info >= (3, 10):
     Event = ExecEvent | ExitEvent | LostEvent
 else:
@@ -439,53 +429,12 @@ def signal_name(number: int) -> str:
 _CLASSES = {event_type.KIND: event_type for event_type in (ExecEvent, ExitEvent)}
 
 
-class Decoder:
-    """Turns batches of records into events, and gaps in the kernel's count into `LostEvent`s.
-
-    General: what it knows of a record is its header and that text ends it.
-
-    Args:
-        kinds: what makes something of the bytes of a record, by its kind. Events, unless given: the
-            command has lines made instead, which saves making events first.
-    """
-
-    def __init__(self, kinds: Mapping[int, Callable[[bytes], Any]] = _CLASSES) -> None:
-        self.lost = 0  # how many losses were reported
-        self._time_ns = 0  # of the last event
-        self._kinds = {
-            kind: (make, _CLASSES[kind].HEAD_SIZE, _CLASSES[kind].MIN_FILENAME)
-            for kind, make in kinds.items()
-        }
-
-    def decode(self, batch: bytes) -> list[Any]:
-        """The events of a batch, or what `kinds` makes of them, in the ring's order.
-
-        Raises RecordError for bytes that are no records; it never reads outside of the batch.
-        """
-        unpack, kinds = _head, self._kinds
-        events: list[Any] = []
-        start, end = 0, len(batch)
-        lost, time_ns = self.lost, self._time_ns
-        while start < end:
-            try:
-                size, kind, now_ns, lost_before, filename_size, args_size = unpack(batch, start)
-                make, head_size, least = kinds[kind]
-            except (struct.error, KeyError):
-                raise RecordError(f"no record at byte {start} of a batch of {end}") from None
-            true_size = head_size + filename_size + args_size
-            if size != true_size or start + size > end or filename_size < least:
-                raise RecordError(f"record at byte {start} of {end} says it has {size} bytes")
-            if lost_before > lost:
-                events.append(LostEvent(now_ns, time_ns, lost_before - lost))
-                lost = lost_before
-            events.append(make(batch[start : start + size]))
-            time_ns = now_ns
-            start += size
-        self.lost, self._time_ns = lost, time_ns
-        return events
-
-    def loss(self, lost: int) -> LostEvent:
-        """The loss that no record tells of yet, `lost` being the kernel's count by now."""
-        gap = LostEvent(self._time_ns, self._time_ns, lost - self.lost)
-        self.lost = lost
-        return gap
+def make_decoder(kinds: Mapping[int, Callable[[bytes], Any]] | None = None) -> Decoder:
+    """Makes events of records, or what `kinds` makes of them: the command has lines made."""
+    return Decoder(
+        {
+            kind: Kind(make, _CLASSES[kind].HEAD_SIZE, _CLASSES[kind].MIN_FILENAME)
+            for kind, make in (kinds or _CLASSES).items()
+        },
+        _head,
+    )

@@ -29,7 +29,7 @@ from errno import EBADF, EINTR, ESHUTDOWN
 from pybootstrap._native import ffi, lib
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
 from pybootstrap.errors import RecordError, SettingError, StateError, start_error
-from pybootstrap.events import Decoder
+from pybootstrap.events import make_decoder
 
 if TYPE_CHECKING:
     import asyncio
@@ -262,7 +262,7 @@ class Tracer:
         _fill(filters, "comm", [_comm(comm) for comm in _values("comms", comms)])
         self._cgroups = [_cgroup(path) for path in _values("cgroups", cgroups)]
         self._queue: deque[Event] = deque()
-        self._decoder = Decoder()
+        self._decoder = make_decoder()
         self._buffer = ffi.NULL
         self._bytes: Any = b""  # the buffer, as something to slice
         # How many batches were decoded, and events of the last one that were not given out yet: in
@@ -601,13 +601,13 @@ class Tracer:
             self._take_signals(before)
 
     def _batches(self, kinds: Mapping[int, Callable[[bytes], Any]]) -> Iterator[list[Any]]:
-        """What `kinds` make of the records (see `Decoder`), batch by batch, until the end.
+        """What `kinds` make of the records (see `make_decoder`), batch by batch, until the end.
 
         For the main thread of a process of its own: there nobody else reads or sets a wakeup fd, so
         this does without what `read()` makes sure of each time, and what all of that costs when
         caches are cold.
         """
-        self._decoder = Decoder(kinds)
+        self._decoder = make_decoder(kinds)
         self._hook_signals()
         while lines := self._next_batch(None):
             yield lines

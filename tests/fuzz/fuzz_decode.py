@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from pybootstrap import ExitEvent, LostEvent
 from pybootstrap._native import ffi, lib
+from pybootstrap.engine.decoder import Decoder
 from pybootstrap.errors import RecordError
-from pybootstrap.events import Decoder, Event, member
+from pybootstrap.events import Event, make_decoder, member
 from pybootstrap.render import TextRenderer
 from pybootstrap.render_json import render_json
 from tests.support import exact_bytes, exec_record, exit_record, ns_of
@@ -48,7 +49,7 @@ INTERESTING += [2**63 - 1, 2**63, 2**64 - 1, *HEADS.values(), 24, 4128, 8192, 12
 
 def check(data: bytes) -> list[Event]:
     """Decodes and uses everything; any exception out of here is a finding."""
-    decoder = Decoder()
+    decoder = make_decoder()
     try:
         events = decoder.decode(data)
     except RecordError:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, RecordError, Usage
 from pybootstrap._native import ffi, lib
-from pybootstrap.events import Decoder, signal_name
+from pybootstrap.events import make_decoder, signal_name
 from tests.support import exec_record, exit_record
 
 c_strings = st.binary(max_size=300).map(lambda b: b.replace(b"\0", b""))
@@ -22,7 +22,7 @@ u64 = st.integers(0, 2**64 - 1)
 
 
 def decode(*records: bytes) -> list[Event]:
-    return Decoder().decode(b"".join(records))
+    return make_decoder().decode(b"".join(records))
 
 
 def decode_exec(record: bytes) -> ExecEvent:
@@ -196,7 +196,7 @@ def test_a_gap_is_reported_where_it_is() -> None:
 
 
 def test_a_gap_that_no_record_follows() -> None:
-    decoder = Decoder()
+    decoder = make_decoder()
     decoder.decode(exec_record(record__time_ns=10, record__lost=3))
     assert decoder.lost == 3
     assert decoder.loss(5) == LostEvent(time_ns=10, since_ns=10, count=2)

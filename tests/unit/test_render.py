@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent
 from pybootstrap._native import lib
-from pybootstrap.events import Decoder
+from pybootstrap.events import make_decoder
 from pybootstrap.render import HEADER, TextRenderer, escape
 from pybootstrap.render_json import render_json
 from tests.support import exact_bytes, exec_record, exit_record
@@ -32,7 +32,7 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def decode(*records: bytes) -> list[Event]:
-    return Decoder().decode(b"".join(records))
+    return make_decoder().decode(b"".join(records))
 
 
 def line(record: bytes, args: bool = False) -> str:

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""From batches of records to events, whatever the records say."""
+
+from __future__ import annotations
+
+import struct
+
+from pybootstrap._typing import TYPE_CHECKING, NamedTuple
+from pybootstrap.errors import RecordError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Callable
+
+__all__ = ["Decoder", "Kind", "LostEvent"]
+
+
+class LostEvent(NamedTuple):
+    """Events are missing here: they found the ring buffer full."""
+
+    time_ns: int
+    """Time of the first event after the gap: wall clock, ns since the epoch. `since_ns` when none
+    has come since."""
+    since_ns: int
+    """Time of the last event before the gap; 0 when there was none."""
+    count: int  # type: ignore[assignment]  # nobody counts values in it
+    """How many events were lost."""
+
+
+class Kind(NamedTuple):
+    """One kind of record."""
+
+    make: Callable[[bytes], Any]
+    """What makes something of the bytes of a record."""
+    head_size: int
+    """Bytes before the parts that differ in length."""
+    least: int = 0
+    """The least length of the first of these, in bytes."""
+
+
+class Decoder:
+    """Turns batches of records into events, and gaps in the kernel's count into `LostEvent`s.
+
+    Args:
+        kinds: the kinds of record, by `record.kind`.
+        unpack: gives, at an offset in a batch: size, kind, time_ns and lost of `struct record`, and
+            the lengths of two parts that end the record, or 0. That is one call for each record.
+    """
+
+    def __init__(
+        self, kinds: Mapping[int, Kind], unpack: Callable[[bytes, int], tuple[int, ...]]
+    ) -> None:
+        self.lost = 0  # how many losses were reported
+        self._time_ns = 0  # of the last event
+        # Plain tuples are taken apart faster.
+        self._kinds = {
+            number: (make, head_size, least) for number, (make, head_size, least) in kinds.items()
+        }
+        self._unpack = unpack
+
+    def decode(self, batch: bytes) -> list[Any]:
+        """The events of a batch, or what `kinds` makes of them, in the ring's order.
+
+        Raises RecordError for bytes that are no records; it never reads outside of the batch.
+        """
+        unpack, kinds = self._unpack, self._kinds
+        events: list[Any] = []
+        start, end = 0, len(batch)
+        lost, time_ns = self.lost, self._time_ns
+        while start < end:
+            try:
+                size, kind, now_ns, lost_before, first, second = unpack(batch, start)
+                make, head_size, least = kinds[kind]
+            except (struct.error, KeyError):
+                raise RecordError(f"no record at byte {start} of a batch of {end}") from None
+            if size != head_size + first + second or start + size > end or first < least:
+                raise RecordError(f"record at byte {start} of {end} says it has {size} bytes")
+            if lost_before > lost:
+                events.append(LostEvent(now_ns, time_ns, lost_before - lost))
+                lost = lost_before
+            events.append(make(batch[start : start + size]))
+            time_ns = now_ns
+            start += size
+        self.lost, self._time_ns = lost, time_ns
+        return events
+
+    def loss(self, lost: int) -> LostEvent:
+        """The loss that no record tells of yet, `lost` being the kernel's count by now."""
+        gap = LostEvent(self._time_ns, self._time_ns, lost - self.lost)
+        self.lost = lost
+        return gap
