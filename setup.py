@@ -180,18 +180,23 @@ def make_binding() -> None:
     step("CFFI", BINDING, [*headers, script], "cffi", make)
 
 
-def compile_shim(compiler: list[str]) -> Path:
-    """The object of shim.c, compiled on its own: our warnings are not meant for what cffi makes."""
-    source, shim, libbpf = NATIVE / "shim.c", BUILD / "shim.o", find_libbpf()
+def compile_shim(compiler: list[str]) -> list[Path]:
+    """The objects of our own C, compiled apart: our warnings are not meant for what cffi makes."""
+    return [compile_c(compiler, NATIVE / "shim.c"), compile_c(compiler, NATIVE / "linked.c")]
+
+
+def compile_c(compiler: list[str], source: Path) -> Path:
+    """One of them."""
+    output, libbpf = BUILD / f"{source.stem}.o", find_libbpf()
     command = [*compiler, *SHIM_FLAGS]
     includes = ["-Ibpf", f"-I{BUILD}", f"-I{NATIVE}", *libbpf.include]
 
     def make() -> None:
-        run(*command, *WARNINGS, *includes, "-c", source, "-o", shim)
+        run(*command, *WARNINGS, *includes, "-c", source, "-o", output)
 
-    inputs = [source, NATIVE / "shim.h", *RECORDS, SKELETON, *libbpf.files]
-    step("CC", shim, inputs, shlex.join([*command, libbpf.version]), make)
-    return shim
+    inputs = [source, *sorted(NATIVE.glob("*.h")), *RECORDS, SKELETON, *libbpf.files]
+    step("CC", output, inputs, shlex.join([*command, libbpf.version]), make)
+    return output
 
 
 class BuildExt(build_ext):
@@ -210,7 +215,7 @@ class BuildExt(build_ext):
         shim = compile_shim(self.compiler.compiler_so)
         libbpf = find_libbpf()
         ext.include_dirs = ["bpf", str(NATIVE)]
-        ext.extra_objects = [str(shim), *map(str, libbpf.files)]
+        ext.extra_objects = [*map(str, shim), *map(str, libbpf.files)]
         ext.extra_link_args = libbpf.link
         target = Path(self.get_ext_fullpath(ext.name))
         built = BUILD / target.name
@@ -221,7 +226,7 @@ class BuildExt(build_ext):
             shutil.copy2(target, built)
 
         command = [*self.compiler.compiler_so, *self.compiler.linker_so, *libbpf.link]
-        inputs = [BINDING, *RECORDS, NATIVE / "shim.h", shim, *libbpf.files]
+        inputs = [BINDING, *RECORDS, NATIVE / "shim.h", *shim, *libbpf.files]
         step("CC", built, inputs, shlex.join([*command, *ABI3]), make)
         if not target.exists() or target.read_bytes() != built.read_bytes():
             target.parent.mkdir(parents=True, exist_ok=True)

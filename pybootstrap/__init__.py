@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         RecordError,
         SettingError,
         StateError,
+        UnknownNameError,
         UnsupportedKernelError,
     )
     from pybootstrap.events import Event, ExecEvent, ExitEvent, LostEvent, ProcessEvent, Usage
@@ -38,6 +39,7 @@ else:
             "RecordError",
             "SettingError",
             "StateError",
+            "UnknownNameError",
             "UnsupportedKernelError",
         ),
         "events": ("Event", "ExecEvent", "ExitEvent", "LostEvent", "ProcessEvent", "Usage"),
@@ -73,6 +75,7 @@ __all__ = [
     "StateError",
     "Stats",
     "Tracer",
+    "UnknownNameError",
     "UnsupportedKernelError",
     "Usage",
     "__version__",

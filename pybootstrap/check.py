@@ -9,8 +9,8 @@ asked. Nothing is loaded here.
 from __future__ import annotations
 
 import os
-import re
-from typing import NamedTuple
+
+from pybootstrap._typing import NamedTuple
 
 BTF = "/sys/kernel/btf/vmlinux"
 _OLDEST_KERNEL = (5, 10)
@@ -47,8 +47,12 @@ def kernel_version() -> tuple[int, ...]:
 
 def version_of(release: str) -> tuple[int, ...]:
     """Major and minor version in a release such as "6.18-rc1" or "7"; 0 for one that is missing."""
-    numbers = re.match(r"([0-9]*)\.?([0-9]*)", release)
-    return tuple(int(number or 0) for number in numbers.groups()) if numbers else (0, 0)
+    major, _, rest = release.partition(".")
+    return _leading_number(major), _leading_number(rest) if major.isdecimal() else 0
+
+
+def _leading_number(text: str) -> int:
+    return int(text[: len(text) - len(text.lstrip("0123456789"))] or 0)
 
 
 def _kernel() -> Check:
@@ -74,6 +78,8 @@ def _btf() -> Check:
 
 def _effective_capabilities() -> int | None:
     """The capability bits of this process: CapEff of proc_pid_status(5); None without /proc."""
+    import re  # for `--check`, and when something is wrong
+
     bits = re.search("^CapEff:\\s*(\\S+)", _read("/proc/self/status") or "", re.MULTILINE)
     return int(bits[1], 16) if bits else None
 

@@ -38,6 +38,10 @@ class SettingError(BootstrapError, ValueError):
     """An argument has a value that makes no sense."""
 
 
+class UnknownNameError(SettingError, AttributeError):
+    """A BPF object has no variable, map or program of this name; the message lists what it has."""
+
+
 class ObjectError(BootstrapError, ValueError):
     """An object file cannot be used: not a BPF object, damaged, or compiled without BTF."""
 

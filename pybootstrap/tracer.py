@@ -1,72 +1,27 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The Tracer: open -> load -> attach, then events until stop, then close.
-
-How an event reaches a callback, step by step:
-
-1. The BPF programs put a record into the ring buffer; the first one after we took all wakes us.
-2. `shim_read` (C, without the GIL) waits for that, lets more records gather for most of the latency
-   bound, and copies all of them into our buffer.
-3. `Decoder` makes events of the batch.
-4. `read()` returns them. For the callback and the iterator they wait in a queue, which plain Python
-   empties: an exception in a callback goes to the caller of `run()` or `poll()`, and the events
-   after it stay in the queue.
-"""
+"""bootstrap's Tracer: what its settings are, and how the BPF programs get them."""
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
-import signal
-import threading
-import time
-import warnings
-import weakref
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from errno import EBADF, EINTR, ESHUTDOWN
+from collections.abc import Iterable, Mapping
+from errno import EBADF
 
-from pybootstrap._native import ffi, lib
+from pybootstrap._native import lib
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
-from pybootstrap.errors import RecordError, SettingError, StateError, start_error
+from pybootstrap.check import kernel_version
+from pybootstrap.engine import tracer as engine
+from pybootstrap.errors import SettingError
 from pybootstrap.events import make_decoder
 
 if TYPE_CHECKING:
-    import asyncio
     from typing import Any, Callable
 
+    from pybootstrap.engine.decoder import Decoder
+    from pybootstrap.engine.skeleton import Names, Skeleton
     from pybootstrap.events import Event
 
 __all__ = ["Stats", "Tracer"]
-
-_BATCH_SIZE = 256 * 1024  # bytes; some thousand events
-_MAX_MS = 2**63 // 10**6  # what fits into the kernel's ns
-_FOREVER = 1e9  # seconds; some timeouts are too large for a float
-_MAX_WAIT = 86400  # seconds of one system call; longer waits are made of several
-_LOSS = lib.SHIM_LOSS  # looked up once, as the next line: each batch needs them
-_read = lib.shim_read
-
-
-def _closed() -> StateError:
-    return StateError("this Tracer was closed: make a new one in a with statement")
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
-    """Calls the function in the thread of the loop, unless that has ended."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(function)
-
-
-def _check_timeout(timeout: float | None) -> None:
-    if timeout is None:
-        return
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
-        raise SettingError(f"timeout must be None or seconds from 0 on, not {timeout!r}")
-
-
-def _milliseconds_until(end: float) -> int:
-    """How long to wait until a time of the monotonic clock, rounded up; at most one day."""
-    return max(0, math.ceil(min(end - time.monotonic(), _MAX_WAIT) * 1000))
 
 
 class Stats(NamedTuple):
@@ -88,19 +43,7 @@ class Stats(NamedTuple):
     `recursion_misses` in `bpf_prog_info` of two programs, either of which sees each event)."""
 
 
-def _milliseconds(name: str, value: float) -> int:
-    """A time in milliseconds as ns; SettingError unless it is a number from 0 to 2**63 ns."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise SettingError(f"{name} must be a number of milliseconds, not {value!r}")
-    if not (0 <= value <= _MAX_MS) or math.isnan(value):
-        raise SettingError(f"{name} must be from 0 to {_MAX_MS} milliseconds, not {value!r}")
-    return int(value * 10**6)
-
-
-def _whole(name: str, value: int, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise SettingError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-    return value
+# ---- Values ----
 
 
 def _values(name: str, values: Iterable[Any]) -> list[Any]:
@@ -113,9 +56,13 @@ def _values(name: str, values: Iterable[Any]) -> list[Any]:
     return listed
 
 
+def _pids(name: str, low: int, pids: Iterable[int]) -> list[int]:
+    return [engine.whole_number(name, pid, low, 2**31 - 1) for pid in _values(name, pids)]
+
+
 def _user_id(user: int | str) -> int:
     if not isinstance(user, str):
-        return _whole("users", user, 0, 2**32 - 2)
+        return engine.whole_number("users", user, 0, 2**32 - 2)
     import pwd  # few need it
 
     try:
@@ -136,10 +83,6 @@ def _comm(comm: str) -> bytes:
     return name
 
 
-def _new(ctype: str, values: dict[str, Any]) -> Any:
-    return ffi.new(ctype, values)
-
-
 def _open_cgroup(path: str) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -155,32 +98,37 @@ def _cgroup(path: str | os.PathLike[str]) -> str:
         raise SettingError(f"cgroups must be paths of directories, not {path!r}") from None
 
 
-def _fill(filters: Any, name: str, values: Sequence[int | bytes]) -> None:
-    """Puts values into the array and the counter that struct filters has for them."""
-    setattr(filters, name + "s", len(values))
-    setattr(filters, name, values)
+def _filters(**values: list[Any]) -> dict[str, Any]:
+    """As struct filters has them: the values under a name, and how many under its plural."""
+    counts = {f"{name}s": len(listed) for name, listed in values.items()}
+    return {**counts, **values}
 
 
-_tracers: weakref.WeakSet[Tracer] = weakref.WeakSet()
-_main_thread = threading.main_thread().ident  # where Python runs signal handlers
+# ---- Sizes of maps ----
 
 
-def _leave_to_parent() -> None:
-    global _main_thread  # noqa: PLW0603
-    _main_thread = threading.main_thread().ident
-    lib.shim_after_fork(True)
-    for tracer in list(_tracers):
-        tracer._leave_to_parent()
+def _count_slots(max_processes: int, args: bool) -> int:
+    """How many processes have a slot in the array of the process table; a power of two.
+
+    That is half of those it is made for, and with their text, which takes 448 bytes each, an
+    eighth.
+    """
+    return 1 << (max(1, max_processes // (8 if args else 2)).bit_length() - 1)
 
 
-os.register_at_fork(
-    before=lib.shim_before_fork,
-    after_in_parent=lambda: lib.shim_after_fork(False),
-    after_in_child=_leave_to_parent,
-)
+def _count_claims(kernel: tuple[int, ...], twice: bool) -> int:
+    """An entry of `claims` must outlive the exit of its process.
+
+    Each CPU takes free entries by the 128, and before Linux 6.16 the kernel recycled fresh ones
+    when that left too few. From then on the tracepoint says which thread is the last: without
+    second programs nobody claims anything.
+    """
+    if kernel >= (6, 16) and not twice:
+        return 1
+    return max(16384, 512 * lib.shim_possible_cpus())
 
 
-class Tracer:
+class Tracer(engine.Tracer):
     """Sees every process of the machine start a program and end.
 
     Args:
@@ -234,441 +182,96 @@ class Tracer:
         max_processes: int = 32768,
         verbose: bool = False,
     ) -> None:
-        self._shim = ffi.NULL
-        if on_event is not None and not callable(on_event):
-            raise SettingError(f"on_event must be callable, not {on_event!r}")
-        _whole("ring_size", ring_size, lib.SHIM_MIN_RING, lib.SHIM_MAX_RING)
-        if ring_size & (ring_size - 1):
-            raise SettingError(f"ring_size must be a power of two, not {ring_size}")
-        self._on_event = on_event
-        self._pid = 0  # who started it
-        self._started = False  # and was done with it
-        self._settings = _new(
-            "struct shim_settings *",
-            {
-                "min_duration_ns": _milliseconds("min_duration_ms", min_duration_ms),
-                "max_latency_ns": _milliseconds("max_latency_ms", max_latency_ms),
-                "ring_size": ring_size,
-                "max_processes": _whole("max_processes", max_processes, 1, 2**24),
-                "capture_args": bool(args),
-                "verbose": bool(verbose),
-            },
+        super().__init__(
+            on_event, max_latency_ms=max_latency_ms, ring_size=ring_size, verbose=verbose
         )
-        filters = self._settings.filters
-        filters.failed = bool(failed)
-        _fill(filters, "pid", [_whole("pids", p, 1, 2**31 - 1) for p in _values("pids", pids)])
-        _fill(filters, "ppid", [_whole("ppids", p, 0, 2**31 - 1) for p in _values("ppids", ppids)])
-        _fill(filters, "uid", [_user_id(user) for user in _values("users", users)])
-        _fill(filters, "comm", [_comm(comm) for comm in _values("comms", comms)])
+        self._max_processes = engine.whole_number("max_processes", max_processes, 1, 2**24)
+        self._args = bool(args)
+        self._min_duration_ns = engine.milliseconds("min_duration_ms", min_duration_ms)
+        self._filters = _filters(
+            pid=_pids("pids", 1, pids),
+            ppid=_pids("ppids", 0, ppids),
+            uid=[_user_id(user) for user in _values("users", users)],
+            comm=[_comm(comm) for comm in _values("comms", comms)],
+        )
         self._cgroups = [_cgroup(path) for path in _values("cgroups", cgroups)]
-        self._queue: deque[Event] = deque()
-        self._decoder = make_decoder()
-        self._buffer = ffi.NULL
-        self._bytes: Any = b""  # the buffer, as something to slice
-        # How many batches were decoded, and events of the last one that were not given out yet: in
-        # one tuple, because a signal handler may raise between any two steps.
-        self._fetched: tuple[int, list[Event]] = 0, []
-        self._signal_pipe = -1
-        self._polled = False  # somebody waits on fileno()
-        self._stopping = False  # stop() was called
-        self._detached = False  # so the programs were detached
-        self._ended = False  # and everything from before it was read
-        self._closing = False  # close() was called
-        self._closed = False  # and done
-        self._hooked = False  # signal.set_wakeup_fd() has our pipe
-        self._final_stats: Stats | None = None
-        # Held while reading. Reentrant, because a signal handler may interrupt the read and call
-        # close(), which must not wait for it.
-        self._read_lock = threading.RLock()
-        self._reading = False
-        self._wake_task: Callable[[], object] | None = None  # of the asyncio task that waits
-        _tracers.add(self)
+        self._filters.update(failed=bool(failed), cgroups=len(self._cgroups))
 
-    # ---- Life: start, stop, close ----
+    # ---- What the engine asks ----
 
-    def start(self) -> Tracer:
-        """Loads and attaches the BPF programs; from here on events are recorded. Returns self.
+    def _set_up(self, skeleton: Skeleton, fallback: bool) -> bool:
+        """A kernel before 5.17 has no bpf_loop(), and any kernel without JIT refuses its callback.
 
-        Raises PrivilegeError (a PermissionError), UnsupportedKernelError (an OSError), LoadError (a
-        RuntimeError), SettingError for a path that is no cgroup, or StateError when it was started
-        before.
+        Then the old programs will do.
         """
-        if self._shim or self._final_stats or self._pid:
-            raise StateError("a Tracer can be started only once: make a new one")
-        descriptors: list[int] = []
-        try:
-            descriptors.extend(map(_open_cgroup, self._cgroups))
-            self._settings.filters.cgroups = len(descriptors)
-            self._settings.cgroup = descriptors
-            self._load()
-            self._started = True
-        except BaseException:
-            self._free()
-            raise
-        finally:
-            for descriptor in descriptors:
+        kernel = kernel_version()
+        old = fallback or kernel < (5, 17)
+        twice = kernel >= (7, 0) and not old
+        slots = _count_slots(self._max_processes, self._args)
+
+        rodata = skeleton.rodata
+        rodata.min_duration_ns = self._min_duration_ns
+        rodata.capture_args = self._args
+        rodata.filters = self._filters
+        rodata.preemptible = twice
+        rodata.slots = slots
+        self._size_maps(skeleton.maps, slots)
+        skeleton.maps.captured.max_entries = 2 if twice else 1
+        skeleton.maps.claims.max_entries = _count_claims(kernel, twice)
+        progs = skeleton.progs
+        progs.handle_exec.autoload = progs.handle_exit.autoload = not old
+        progs.handle_exec_old.autoload = progs.handle_exit_old.autoload = old
+        progs.exec_again.autoload = progs.exit_again.autoload = twice
+        return not old
+
+    def _size_maps(self, maps: Names, slots: int) -> None:
+        maps.exec_start.max_entries = slots
+        maps.exec_start_more.max_entries = self._max_processes
+        # A kernel without cgroups has no such map.
+        maps.cgroups.set_autocreate(bool(self._cgroups))
+        if self._args:
+            maps.exec_text.max_entries = slots
+            # Linux 5.10 has no map larger than 4 GiB, even of entries that are not there yet.
+            maps.exec_text_more.max_entries = min(self._max_processes, 2**22)
+            # And whoever runs programs with long arguments shall not fill more than 64 MiB.
+            maps.exec_text_long.max_entries = min(self._max_processes, 4096)
+
+    def _set_up_maps(self, skeleton: Skeleton) -> None:
+        for index, path in enumerate(self._cgroups):
+            descriptor = _open_cgroup(path)
+            try:
+                skeleton.maps.cgroups[index] = descriptor
+            except OSError as error:
+                if error.errno != EBADF:
+                    raise
+                raise SettingError(
+                    f"not all of these are directories of cgroup v2: {self._cgroups}"
+                ) from None
+            finally:
                 os.close(descriptor)
-        if self._stopping:  # by a signal handler, meanwhile
-            self.stop()
-        return self
 
-    def _load(self) -> None:
-        self._pid = os.getpid()
-        buffer = ffi.new("char[]", _BATCH_SIZE)
-        self._buffer, self._bytes = buffer, ffi.buffer(buffer)
-        # From here on it may be passed to any function at any time; the last reference frees it.
-        self._shim = ffi.gc(lib.shim_new(), lib.shim_free)
-        if not self._shim:
-            raise MemoryError
-        self._check(lib.shim_open(self._shim, self._settings), "open")
-        code = lib.shim_load(self._shim)
-        if code == -EBADF:
-            raise SettingError(f"not all of these are directories of cgroup v2: {self._cgroups}")
-        self._check(code, "load")
-        self._check(lib.shim_attach(self._shim), "attach")
-        self._signal_pipe = lib.shim_signal_fd(self._shim)
-        if self._closing:
-            raise _closed()
+    def _make_decoder(self, kinds: Mapping[int, Callable[[bytes], Any]] | None) -> Decoder:
+        return make_decoder(kinds)
 
-    def _check(self, code: int, step: str) -> None:
-        if code == -ESHUTDOWN:
-            raise _closed()
-        if code < 0:
-            raise start_error(-code, step, ffi.string(lib.shim_log(self._shim)).decode())
+    def _count(self, skeleton: Skeleton, produced: int, received: int, lost: int) -> Stats:
+        progs, bss = skeleton.progs, skeleton.bss
+        execs = [progs.handle_exec, progs.handle_exec_old, progs.exec_again]
+        exits = [progs.handle_exit, progs.handle_exit_old, progs.exit_again]
+        # After privileges were dropped nobody may ask: then the last known number stands.
+        self._missed = max(self._missed, _left_out(execs) + _left_out(exits))
+        missed = bss.unclaimed + self._missed
+        return Stats(produced, received, lost, bss.untracked, bss.truncated, missed)
 
-    def stop(self) -> None:
-        """Ends tracing; may be called at any time, by any thread or signal handler.
+    if TYPE_CHECKING:
 
-        A blocked read returns at once. The reader then detaches the programs and gives out what
-        was recorded until then; after that `run()` and iteration end, and `read()` returns [].
-        """
-        self._stopping = True
-        # A forked child must not wake its parent, which has the same descriptors.
-        if self._pid == os.getpid():
-            lib.shim_wake(self._shim)
+        @property
+        def stats(self) -> Stats: ...  # noqa: D102
+        def read(self, timeout: float | None = None) -> list[Event]: ...  # noqa: D102
+        def __next__(self) -> Event: ...
+        async def __anext__(self) -> Event: ...
 
-    def close(self) -> None:
-        """Detaches and frees everything; events not read are gone. May be called again.
 
-        Another thread's blocked read, or the task that waits in asyncio, ends first. In a signal
-        handler that interrupts a read, the closing happens when that read returns.
-        """
-        self._closing = True
-        self.stop()
-        with self._read_lock:
-            if self._reading:
-                return
-            if self._shim and self._final_stats is None:
-                with contextlib.suppress(StateError):  # a handler has closed it just now
-                    self._final_stats = self.stats
-            self._free()
-
-    def _free(self) -> None:
-        self._closed = self._ended = True
-        if self._hooked and threading.get_ident() == _main_thread:
-            signal.set_wakeup_fd(-1)
-            self._hooked = False
-        lib.shim_close(self._shim)
-        self._buffer, self._bytes = ffi.NULL, b""
-        self._take()
-        wake_task = self._wake_task
-        if wake_task is not None:
-            wake_task()
-
-    def _leave_to_parent(self) -> None:
-        """In a child of fork(2), which has the parent's descriptors: closes them, wakes nobody.
-
-        The threads that may have held the lock are not in this process.
-        """
-        self._read_lock = threading.RLock()
-        self._reading = False
-        self._wake_task = None
-        self._queue.clear()
-        self._take()
-        if self._hooked:
-            signal.set_wakeup_fd(-1)
-            self._hooked = False
-        lib.shim_close_in_child(self._shim)
-
-    def __enter__(self) -> Tracer:
-        return self.start()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Tracer:
-        return self.start()
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_shim", None) and not self._closed and self._pid == os.getpid():
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
-            self.close()
-
-    # ---- Events ----
-
-    def read(self, timeout: float | None = None) -> list[Event]:
-        """The events that are there, in order; waits up to `timeout` seconds for the first.
-
-        None waits without limit. An empty list means that none came in time, or that tracing ended.
-        After the first event more may gather before it returns, for at most `max_latency_ms` and
-        within `timeout`. In the main thread it runs signal handlers when they are due.
-
-        Raises StateError when not started, closed, inherited through fork(2), or while another
-        thread, or the code that a signal handler interrupted, reads.
-        """
-        if self._queue:
-            events = list(self._queue)
-            self._queue.clear()
-            return events
-        self._fetch(timeout)
-        return self._take()
-
-    def poll(self, timeout: float | None = None) -> int:
-        """Hands the events that are there to the callback; returns how many. Waits as `read()`.
-
-        An exception of the callback comes out here; the events after that one stay for the next
-        call.
-        """
-        if self._on_event is None:
-            raise StateError("poll() and run() need a callback: Tracer(on_event=...)")
-        if not self._queue:
-            self._fetch(timeout)
-            self._queue.extend(self._take())
-        count = 0
-        while self._queue:
-            count += 1
-            self._on_event(self._next_queued())
-        return count
-
-    def run(self) -> None:
-        """Hands every event to the callback until `stop()`. Exceptions as with `poll()`."""
-        while not self._ended:
-            self.poll()
-
-    def __iter__(self) -> Iterator[Event]:
-        return self
-
-    def __next__(self) -> Event:
-        while not self._queue:
-            if self._ended:
-                raise StopIteration
-            self._fetch(None)
-            self._queue.extend(self._take())
-        return self._next_queued()
-
-    def __aiter__(self) -> Tracer:
-        return self
-
-    async def __anext__(self) -> Event:
-        while not self._queue:
-            if self._ended or self._closing:  # by a thread, which may not be done with it
-                raise StopAsyncIteration
-            await self._readable()
-            if not self._closing:
-                self._fetch(0)
-                self._queue.extend(self._take())
-        return self._next_queued()
-
-    async def _readable(self) -> None:
-        import asyncio  # slow to import, and most have no use for it
-
-        if self._wake_task is not None:
-            raise StateError("another task waits for the events of this Tracer")
-        loop = asyncio.get_running_loop()
-        # A descriptor of our own: close() may close the Tracer's while the loop still knows it.
-        fd = os.dup(self.fileno())
-        ready = asyncio.Event()
-        self._wake_task = lambda: _call_soon(loop, ready.set)
-        try:
-            loop.add_reader(fd, ready.set)
-            if not self._ended:  # close() may have missed the waiting task
-                await ready.wait()
-        finally:
-            self._wake_task = None
-            try:
-                loop.remove_reader(fd)
-            finally:
-                os.close(fd)
-
-    def fileno(self) -> int:
-        """A descriptor for select(2), poll(2) or epoll(7): readable when `read(0)` is worth it.
-
-        It belongs to the Tracer. It may be readable although there is nothing to read yet: from
-        the first call of `fileno()` on, `read(0)` lets events gather, and the descriptor becomes
-        readable again in time to keep `max_latency_ms`. Raises StateError as `read()`.
-        """
-        self._check_usable()
-        self._polled = True
-        fd: int = lib.shim_fd(self._shim)
-        if fd < 0:
-            raise _closed()
-        return fd
-
-    @property
-    def stats(self) -> Stats:
-        """What was counted since the start; after `close()`, until then.
-
-        Raises StateError before the start.
-        """
-        if self._final_stats is not None:
-            return self._final_stats
-        self._check_usable()
-        counted = ffi.new("struct shim_stats *")
-        code = lib.shim_stats(self._shim, counted)
-        if code < 0:
-            raise _closed()
-        return Stats(*(getattr(counted, name) for name in Stats._fields))
-
-    def _check_usable(self) -> None:
-        if self._pid not in (0, os.getpid()):
-            raise StateError("this Tracer belongs to the parent process: make a new one after fork")
-        if self._closed:
-            raise _closed()
-        if not self._started:
-            raise StateError("this Tracer was not started: use it in a with statement")
-
-    def _next_queued(self) -> Event:
-        """Takes the first of the queue; without a call, after which a handler could raise."""
-        event = self._queue[0]
-        del self._queue[0]
-        return event
-
-    def _take(self) -> list[Event]:
-        """Takes what was fetched; without a call, too."""
-        number, events = self._fetched
-        self._fetched = number, []
-        return events
-
-    def _fetch(self, timeout: float | None) -> None:
-        """Fetches the next events from the ring; none on timeout, and when tracing has ended.
-
-        When a signal handler raises after that, they stay for the next call.
-        """
-        _check_timeout(timeout)
-        lock = self._read_lock  # a fork gives the child a new one
-        if not lock.acquire(blocking=False):
-            if self._closing:
-                raise _closed()
-            raise StateError("another thread is reading from this Tracer")
-        try:
-            if self._reading:
-                raise StateError("a signal handler cannot read while the code it interrupted reads")
-            if self._wake_task is not None:
-                raise StateError("a task waits for the events of this Tracer")
-            self._reading = True
-            try:
-                self._check_usable()
-                if self._fetched[1]:
-                    return
-                if self._hooked or timeout == 0 or threading.get_ident() != _main_thread:
-                    self._next_batch(timeout)
-                else:
-                    self._next_batch_or_signal(timeout)
-            finally:
-                self._reading = False
-        finally:
-            lock.release()
-            if self._closing:  # a signal handler called close() during the read
-                self.close()
-
-    def _next_batch_or_signal(self, timeout: float | None) -> None:
-        """`_next_batch` for the main thread: leaves its wait to run Python's signal handlers."""
-        before = -1
-        try:
-            try:
-                before = self._hook_signals()
-            except ValueError:  # `threading` was imported elsewhere first, and takes that for main
-                self._hooked = False
-            self._next_batch(timeout, before)
-        finally:
-            if self._hooked:
-                self._unhook_signals(before)
-
-    def _unhook_signals(self, before: int) -> None:
-        """Puts back the fd of before, unless it is gone or a handler has set another one."""
-        try:
-            replaced = signal.set_wakeup_fd(before)
-        except (OSError, ValueError):  # it was closed
-            replaced = signal.set_wakeup_fd(-1)
-        self._hooked = False
-        if replaced != self._signal_pipe:
-            with contextlib.suppress(OSError, ValueError):
-                signal.set_wakeup_fd(replaced)
-        elif before != -1:  # a handler that raised has left its byte to us
-            self._take_signals(before)
-
-    def _batches(self, kinds: Mapping[int, Callable[[bytes], Any]]) -> Iterator[list[Any]]:
-        """What `kinds` make of the records (see `make_decoder`), batch by batch, until the end.
-
-        For the main thread of a process of its own: there nobody else reads or sets a wakeup fd, so
-        this does without what `read()` makes sure of each time, and what all of that costs when
-        caches are cold.
-        """
-        self._decoder = make_decoder(kinds)
-        self._hook_signals()
-        while lines := self._next_batch(None):
-            yield lines
-
-    def _hook_signals(self) -> int:
-        """Lets signals end the wait of `shim_read`; returns whose wakeup fd was set before, or -1.
-
-        When a signal comes, in whatever thread, Python's C handler sets a flag and then writes to
-        the wakeup fd. The interpreter looks at the flag after each call that it makes. So the
-        Python handler of a signal that comes before `set_wakeup_fd` has returned runs then, and any
-        later signal puts a byte into our pipe, with which `shim_read` cannot fall asleep. The
-        pipe is emptied only between two calls of `shim_read`. So no moment is left out, as long as
-        no handler sets a wakeup fd of its own.
-        """
-        self._hooked = True  # before it is: then close() undoes it, whatever happens here
-        before = signal.set_wakeup_fd(self._signal_pipe, warn_on_full_buffer=False)
-        return before if before != self._signal_pipe else -1
-
-    def _take_signals(self, forward_to: int) -> None:
-        """Empties the pipe, for the benefit of whoever had set a wakeup fd before us."""
-        numbers = ffi.new("char[]", 256)
-        while (count := lib.shim_take_signals(self._shim, numbers, 256)) > 0:
-            if forward_to != -1:
-                with contextlib.suppress(OSError):  # full or closed: Python's handler goes on too
-                    os.write(forward_to, ffi.buffer(numbers, count))
-
-    def _next_batch(self, timeout: float | None, forward_to: int = -1) -> list[Event]:
-        end = None if timeout is None else time.monotonic() + min(timeout, _FOREVER)
-        taken, gather = self._fetched[0], self._polled and timeout == 0
-        while True:
-            if self._stopping and not self._detached:
-                lib.shim_detach(self._shim)
-                self._detached = True
-            wait_ms = -1 if end is None else _milliseconds_until(end)
-            code = _read(self._shim, self._buffer, _BATCH_SIZE, wait_ms, gather, taken)
-            if code > 0:
-                return self._decode(code, taken + 1)
-            if code == -EINTR:
-                self._take_signals(forward_to)
-                continue  # the handlers have run; they may have called stop()
-            if code == -ESHUTDOWN:
-                raise _closed()
-            if code < 0:
-                raise OSError(-code, f"cannot read the ring buffer: {os.strerror(-code)}")
-            self._ended = self._detached
-            if self._ended or wait_ms == 0:
-                return []
-
-    def _decode(self, code: int, number: int) -> list[Event]:
-        """The events of the batch that `shim_read` returned, and the loss that none tells of."""
-        decoder, loss = self._decoder, code & _LOSS
-        told = decoder.lost
-        try:
-            events = decoder.decode(self._bytes[: code - loss])
-            if loss:
-                events.append(decoder.loss(lib.shim_lost(self._shim)))
-            self._fetched = number, events
-        except RecordError:
-            self._fetched = number, []  # or every read from now on would find it
-            raise
-        except BaseException:  # of a signal handler: the batch will be decoded again
-            decoder.lost = told
-            raise
-        return events
+def _left_out(programs: list[Any]) -> int:
+    """At most so many events were left out: those for which each of the programs was skipped."""
+    counts = [program.skipped for program in programs]
+    return min((count for count in counts if count is not None), default=0)

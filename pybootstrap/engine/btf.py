@@ -409,6 +409,14 @@ class Btf:
         names = {self._name(self._words[self._starts[type_id]]) for type_id in self._ids[kind]}
         return sorted(names - {""})
 
+    def plain_type(self, type_id: int, size: int) -> Type:
+        """The type of this number; for 0, where none is known, a number or bytes of this size."""
+        if type_id:
+            return self._type(type_id)
+        if size in _UNSIGNED:
+            return Type("int", f"{size} bytes", size, _UNSIGNED[size])
+        return Type("array", f"char[{size}]", size, f"{size}s")
+
     # ---- Making types ----
 
     def _type(self, type_id: int) -> Type:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 /*
- * The only place that calls the skeleton and libbpf. It holds no Python: cffi wraps it (build.py).
+ * The only place that calls libbpf. It holds no Python: cffi wraps it (build.py). And it knows no tool:
+ * which object to open is said by linked.c or the caller, what to set in it by Python, by name.
  *
  * Reading: an epoll set holds four descriptors, each marked with what it tells (enum woken_by).
  *   - the ring buffer map, edge-triggered: the kernel woke us (see bpf/ring.bpf.h for when it does);
@@ -30,7 +31,6 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
-#include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -40,50 +40,44 @@
 #include <linux/capability.h>
 #include <linux/membarrier.h>
 
-#include "bootstrap.h"
+#include "ring.h"
 #include "shim.h"
-/* The generated code is not ours to tidy. */
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function"
-#pragma GCC diagnostic ignored "-Wsign-compare"
-#include "bootstrap.skel.h"
-#pragma GCC diagnostic pop
+#include "linked.h"
 
 #define NSEC_PER_SEC 1000000000LL
 
 /* Python takes records apart by these offsets, and copies them as bytes: no padding anywhere. */
 _Static_assert(sizeof(struct record) == 24, "struct record has padding");
-_Static_assert(sizeof(struct process) == 56, "struct process has padding");
-_Static_assert(sizeof(struct exec_record) == 24 + 56 + 8, "struct exec_record has padding");
-_Static_assert(sizeof(struct exit_record) == 24 + 56 + 8 + 8 + 80 + 8,
-	       "struct exit_record has padding");
-_Static_assert(sizeof(struct exit_record) + TEXT_SIZE <= SHIM_MIN_READ,
-	       "a read buffer must hold any record");
-_Static_assert(2 * (sizeof(struct exit_record) + TEXT_SIZE) <= SHIM_MIN_RING,
-	       "any ring must hold any record");
-
-enum { NOT_SUPPORTED = 524 }; /* the kernel's ENOTSUPP, which errno.h lacks */
+_Static_assert(4 * SHIM_MAX_RECORD <= SHIM_MIN_READ, "a read buffer must hold some records");
+_Static_assert(4 * SHIM_MAX_RECORD <= SHIM_MIN_RING, "any ring must hold some records");
 
 enum woken_by { BY_RING = 1, BY_TIMER = 2, BY_STOP = 4, BY_SIGNAL = 8 };
 
 struct shim {
 	atomic_uint calls; /* in progress, and CLOSED */
 	bool released;
-	struct bootstrap_bpf *skeleton;
-	bool old; /* handle_exec_old and handle_exit_old run */
+	struct bpf_object_skeleton *skeleton;
+	void *parts; /* what it points to */
+	struct bpf_object *names; /* has the names in it, unless it was linked in */
+	atomic_bool loaded;
 	struct ring_buffer *rb;
+	/* Variables of ring.bpf.h. */
+	const unsigned long long *produced;
+	const unsigned long long *ring_lost;
+	const unsigned long long *first_ns;
+	const unsigned long long *ring_filled_at;
 	int epoll_fd;
 	int timer_fd;
 	int wake_fd;
 	int signal_pipe[2];
-	struct shim_settings settings;
+	unsigned long long max_latency_ns;
+	bool verbose;
 	unsigned long long received;
-	unsigned long long missed; /* as of the last shim_stats() that was allowed to know */
 	unsigned long long lost; /* as of the last read that emptied the ring */
 	unsigned long long told; /* of these, by records and SHIM_LOSS */
 	unsigned long long batches; /* that were moved to the caller's buffer */
 	int batch; /* what was returned for the last one */
-	unsigned long long filled_at; /* bss->filled_at as of the last drain */
+	unsigned long long filled_at; /* *ring_filled_at as of the last drain */
 	long long looked_ns; /* when the last drain began: CLOCK_BOOTTIME as the kernel has it */
 	bool gathering; /* the ring woke us, and the timer is set */
 	bool behind; /* the last drain left a record that was not submitted yet */
@@ -131,7 +125,7 @@ static int leave(struct shim *s, int result)
 	return result;
 }
 
-/* ---- What is about this tool, and not about any: its settings and its counters ---- */
+/* ---- Time and counters ---- */
 
 static long long now_ns(clockid_t clock)
 {
@@ -141,134 +135,9 @@ static long long now_ns(clockid_t clock)
 	return t.tv_sec * NSEC_PER_SEC + t.tv_nsec;
 }
 
-static bool kernel_is_at_least(unsigned int want_major, unsigned int want_minor)
-{
-	unsigned int major = 0, minor = 0;
-	struct utsname name;
-
-	if (uname(&name) || sscanf(name.release, "%u.%u", &major, &minor) < 1)
-		return false;
-	return major > want_major || (major == want_major && minor >= want_minor);
-}
-
-/*
- * How many processes have a slot in the array of the process table: half of those it is made for,
- * and with their text, which takes 448 bytes each, an eighth.
- */
-static unsigned int count_slots(const struct shim_settings *o)
-{
-	unsigned int most = o->max_processes / (o->capture_args ? 8 : 2), slots = 1;
-
-	while (slots <= most / 2)
-		slots *= 2;
-	return slots;
-}
-
-/*
- * An entry of the map must outlive the exit of its process. Each CPU takes free entries by the 128,
- * and before Linux 6.16 the kernel recycled fresh ones when that left too few.
- */
-static unsigned int count_claims(bool twice)
-{
-	int cpus = libbpf_num_possible_cpus();
-
-	/* Then nobody claims anything: the tracepoint says which thread is the last. */
-	if (kernel_is_at_least(6, 16) && !twice)
-		return 1;
-	return cpus > 32 ? 512 * cpus : 16384;
-}
-
-static int apply_settings(struct shim *s)
-{
-	const struct shim_settings *o = &s->settings;
-	struct bootstrap_bpf *skeleton = s->skeleton;
-	const bool old = s->old, twice = kernel_is_at_least(7, 0) && !old;
-	unsigned int texts = o->capture_args ? o->max_processes : 1;
-	/* Linux 5.10 has no map larger than 4 GiB, even of entries that are not there yet. */
-	unsigned int short_texts = texts < 1 << 22 ? texts : 1 << 22;
-	/* And whoever runs programs with long arguments shall not fill more than 64 MiB. */
-	unsigned int long_texts = texts < 4096 ? texts : 4096;
-	unsigned int slots = count_slots(o), slot_texts = o->capture_args ? slots : 1;
-	int err;
-
-	skeleton->rodata->min_duration_ns = o->min_duration_ns;
-	skeleton->rodata->wakeup_bytes = o->ring_size / 4;
-	skeleton->rodata->capture_args = o->capture_args;
-	skeleton->rodata->filters = o->filters;
-	skeleton->rodata->preemptible = twice;
-	skeleton->rodata->slots = slots;
-	err = bpf_map__set_max_entries(skeleton->maps.rb, o->ring_size);
-	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_start, slots);
-	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_start_more, o->max_processes);
-	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text, slot_texts);
-	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_more, short_texts);
-	err = err ?: bpf_map__set_max_entries(skeleton->maps.exec_text_long, long_texts);
-	err = err ?: bpf_map__set_max_entries(skeleton->maps.captured, twice ? 2 : 1);
-	err = err ?: bpf_map__set_max_entries(skeleton->maps.claims, count_claims(twice));
-	/* A kernel without cgroups has no such map. */
-	err = err ?: bpf_map__set_autocreate(skeleton->maps.cgroups, o->filters.cgroups > 0);
-	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exec, !old);
-	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exec_old, old);
-	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exit, !old);
-	err = err ?: bpf_program__set_autoload(skeleton->progs.handle_exit_old, old);
-	err = err ?: bpf_program__set_autoload(skeleton->progs.exec_again, twice);
-	err = err ?: bpf_program__set_autoload(skeleton->progs.exit_again, twice);
-	return err;
-}
-
-/* What can only be set once the maps exist. */
-static int apply_cgroups(struct shim *s)
-{
-	int map = bpf_map__fd(s->skeleton->maps.cgroups);
-
-	for (unsigned int i = 0; i < s->settings.filters.cgroups; i++)
-		if (bpf_map_update_elem(map, &i, &s->settings.cgroup[i], BPF_ANY))
-			return -errno;
-	return 0;
-}
-
 static unsigned long long counter(const volatile unsigned long long *c)
 {
 	return __atomic_load_n(c, __ATOMIC_ACQUIRE);
-}
-
-/* How often the kernel left out a program, for it was running on that CPU already. */
-static unsigned long long left_out(const struct bpf_program *program)
-{
-	struct bpf_prog_info info = {};
-	__u32 size = sizeof(info);
-	int fd = bpf_program__fd(program);
-
-	if (fd < 0 || bpf_obj_get_info_by_fd(fd, &info, &size))
-		return 0;
-	return info.recursion_misses;
-}
-
-/* At most this many events were missed: those for which each of the two was left out. */
-static unsigned long long missed(const struct bpf_program *one, const struct bpf_program *again)
-{
-	unsigned long long first = left_out(one), second = left_out(again);
-
-	return bpf_program__fd(again) < 0 || first < second ? first : second;
-}
-
-static void count(struct shim *s, struct shim_stats *stats)
-{
-	const struct bootstrap_bpf__bss *bss = s->skeleton->bss;
-	const __typeof__(s->skeleton->progs) *progs = &s->skeleton->progs;
-
-	stats->received = s->received;
-	stats->produced = counter(&bss->produced);
-	stats->lost = counter(&bss->lost);
-	stats->untracked = counter(&bss->untracked);
-	stats->truncated = counter(&bss->truncated);
-	stats->missed =
-		counter(&bss->unclaimed) +
-		missed(s->old ? progs->handle_exec_old : progs->handle_exec, progs->exec_again) +
-		missed(s->old ? progs->handle_exit_old : progs->handle_exit, progs->exit_again);
-	/* After dropping privileges the query may fail: then the last known value stands. */
-	s->missed = stats->missed > s->missed ? stats->missed : s->missed;
-	stats->missed = s->missed;
 }
 
 int shim_stats(struct shim *s, struct shim_stats *stats)
@@ -276,8 +145,11 @@ int shim_stats(struct shim *s, struct shim_stats *stats)
 	if (!enter(s))
 		return -ESHUTDOWN;
 	memset(stats, 0, sizeof(*stats));
-	if (__atomic_load_n(&s->rb, __ATOMIC_ACQUIRE)) /* loaded */
-		count(s, stats);
+	if (__atomic_load_n(&s->rb, __ATOMIC_ACQUIRE)) { /* loaded */
+		stats->received = s->received;
+		stats->produced = counter(s->produced);
+		stats->lost = counter(s->ring_lost);
+	}
 	return leave(s, 0);
 }
 
@@ -294,9 +166,9 @@ static int keep_log(enum libbpf_print_level level, const char *format, va_list a
 
 	if (!s)
 		return other_print ? other_print(level, format, args) : 0;
-	if (level == LIBBPF_DEBUG && !s->settings.verbose)
+	if (level == LIBBPF_DEBUG && !s->verbose)
 		return 0;
-	if (s->settings.verbose) {
+	if (s->verbose) {
 		va_copy(copy, args);
 		vfprintf(stderr, format, copy);
 		va_end(copy);
@@ -470,81 +342,471 @@ struct shim *shim_new(void)
 	return s;
 }
 
-static int open_programs(struct shim *s, bool old)
+/* ---- The object: what is in it, by name ---- */
+
+enum { MAX_PARTS = 256 }; /* maps, and programs, of an object */
+
+/* What the skeleton of an object points to that was not linked in. */
+struct parts {
+	struct bpf_object *object;
+	struct bpf_map *map[MAX_PARTS];
+	void *memory[MAX_PARTS];
+	struct bpf_program *program[MAX_PARTS];
+	struct bpf_link *link[MAX_PARTS];
+};
+
+static int count_parts(const struct bpf_object *object, int *programs)
 {
-	bootstrap_bpf__destroy(s->skeleton);
-	s->skeleton = bootstrap_bpf__open();
-	s->old = old;
-	return s->skeleton ? apply_settings(s) : -errno;
+	struct bpf_program *program;
+	struct bpf_map *map;
+	int maps = 0;
+
+	*programs = 0;
+	bpf_object__for_each_map(map, object)
+		maps++;
+	bpf_object__for_each_program(program, object)
+		(*programs)++;
+	return maps <= MAX_PARTS && *programs <= MAX_PARTS ? maps : -E2BIG;
+}
+
+static void name_parts(struct bpf_object_skeleton *skeleton, struct parts *parts,
+		       const struct bpf_object *names)
+{
+	struct bpf_program *program;
+	struct bpf_map *map;
+	int i = 0;
+
+	bpf_object__for_each_map(map, names) {
+		skeleton->maps[i].name = bpf_map__name(map);
+		skeleton->maps[i].map = &parts->map[i];
+		if (bpf_map__is_internal(map))
+			skeleton->maps[i].mmaped = &parts->memory[i];
+		i++;
+	}
+	i = 0;
+	bpf_object__for_each_program(program, names) {
+		skeleton->progs[i].name = bpf_program__name(program);
+		skeleton->progs[i].prog = &parts->program[i];
+		skeleton->progs[i].link = &parts->link[i];
+		i++;
+	}
 }
 
 /*
- * A kernel before 5.17 has no bpf_loop(), and any kernel without JIT refuses its callback. If one
- * has it and not the JIT, or refuses what else only these programs have, the old ones will do.
+ * What bpftool would have generated. libbpf's functions for skeletons want to know the names of what
+ * is in an object before they open it; so it is opened once before, for these.
  */
-static int load_programs(struct shim *s)
+static int make_skeleton(struct shim *s, const void *elf, unsigned long long size)
 {
-	int err = bootstrap_bpf__load(s->skeleton);
+	struct bpf_object_skeleton *skeleton = calloc(1, sizeof(*skeleton));
+	struct parts *parts = calloc(1, sizeof(*parts));
+	int maps, programs;
 
-	if (s->old || (err != -EINVAL && err != -NOT_SUPPORTED))
-		return err;
-	return open_programs(s, true) ?: bootstrap_bpf__load(s->skeleton);
+	s->skeleton = skeleton;
+	s->parts = parts;
+	if (!skeleton || !parts)
+		return -ENOMEM;
+	s->names = bpf_object__open_mem(elf, size, NULL);
+	if (!s->names)
+		return -errno;
+	maps = count_parts(s->names, &programs);
+	if (maps < 0)
+		return maps;
+	*skeleton = (struct bpf_object_skeleton){
+		.sz = sizeof(*skeleton),
+		.name = bpf_object__name(s->names),
+		.data = elf,
+		.data_sz = size,
+		.obj = &parts->object,
+		.map_skel_sz = sizeof(*skeleton->maps),
+		.maps = calloc(maps + 1, sizeof(*skeleton->maps)),
+		.prog_skel_sz = sizeof(*skeleton->progs),
+		.progs = calloc(programs + 1, sizeof(*skeleton->progs)),
+	};
+	if (!skeleton->maps || !skeleton->progs)
+		return -ENOMEM;
+	skeleton->map_cnt = maps;
+	skeleton->prog_cnt = programs;
+	name_parts(skeleton, parts, s->names);
+	return 0;
 }
 
-static int open_skeleton(struct shim *s, const struct shim_settings *settings)
+static int open_object(struct shim *s, const void *elf, unsigned long long size)
 {
 	sigset_t signals;
 	int err;
 
-	s->settings = *settings;
+	if (s->skeleton)
+		return -EBUSY;
 	s->log_stream = open_memstream(&s->log, &s->log_size);
 	err = s->log_stream ? open_descriptors(s) : -ENOMEM;
 	if (err)
 		return err;
 	begin(s, &signals);
 	err = find_boottime_offset(&s->namespace_ns);
-	return end(err ?: open_programs(s, !kernel_is_at_least(5, 17)), &signals);
+	if (!err && elf) {
+		err = make_skeleton(s, elf, size);
+	} else if (!err) {
+		s->parts = linked_skeleton(&s->skeleton);
+		err = s->parts ? 0 : -ENOMEM;
+	}
+	return end(err ?: bpf_object__open_skeleton(s->skeleton, NULL), &signals);
 }
 
-int shim_open(struct shim *s, const struct shim_settings *settings)
+int shim_open(struct shim *s, const void *elf, unsigned long long size, int verbose)
 {
-	return enter(s) ? leave(s, open_skeleton(s, settings)) : -ESHUTDOWN;
+	if (!enter(s))
+		return -ESHUTDOWN;
+	s->verbose = verbose;
+	return leave(s, open_object(s, elf, size));
+}
+
+static struct bpf_object *object(const struct shim *s)
+{
+	return s->skeleton && s->skeleton->obj ? *s->skeleton->obj : NULL;
+}
+
+static struct bpf_map *find_map(const struct shim *s, const char *name)
+{
+	return object(s) ? bpf_object__find_map_by_name(object(s), name) : NULL;
+}
+
+static struct bpf_program *find_program(const struct shim *s, const char *name)
+{
+	return object(s) ? bpf_object__find_program_by_name(object(s), name) : NULL;
+}
+
+const char *shim_map_name(struct shim *s, unsigned int index)
+{
+	const struct bpf_object_skeleton *skeleton = s ? s->skeleton : NULL;
+
+	return skeleton && index < (unsigned int)skeleton->map_cnt ? skeleton->maps[index].name
+								   : NULL;
+}
+
+const char *shim_program_name(struct shim *s, unsigned int index)
+{
+	const struct bpf_object_skeleton *skeleton = s ? s->skeleton : NULL;
+
+	return skeleton && index < (unsigned int)skeleton->prog_cnt ? skeleton->progs[index].name
+								    : NULL;
+}
+
+static int copy_types(const struct shim *s, void *to, unsigned int size)
+{
+	const struct btf *btf = object(s) ? bpf_object__btf(object(s)) : NULL;
+	const void *raw;
+	unsigned int all;
+
+	raw = btf ? btf__raw_data(btf, &all) : NULL;
+	if (!raw || all > INT_MAX)
+		return -ENODATA;
+	if (size >= all)
+		memcpy(to, raw, all);
+	return all;
+}
+
+int shim_types(struct shim *s, void *to, unsigned int size)
+{
+	return enter(s) ? leave(s, copy_types(s, to, size)) : -ESHUTDOWN;
+}
+
+static int describe_map(const struct bpf_map *map, struct shim_map *about)
+{
+	if (!map)
+		return -ENOENT;
+	*about = (struct shim_map){
+		.type = bpf_map__type(map),
+		.key_size = bpf_map__key_size(map),
+		.value_size = bpf_map__value_size(map),
+		.max_entries = bpf_map__max_entries(map),
+		.key_type = bpf_map__btf_key_type_id(map),
+		.value_type = bpf_map__btf_value_type_id(map),
+	};
+	return 0;
+}
+
+int shim_map(struct shim *s, const char *name, struct shim_map *about)
+{
+	return enter(s) ? leave(s, describe_map(find_map(s, name), about)) : -ESHUTDOWN;
+}
+
+static int set_max_entries(struct bpf_map *map, unsigned int max_entries)
+{
+	return map ? bpf_map__set_max_entries(map, max_entries) : -ENOENT;
+}
+
+int shim_set_max_entries(struct shim *s, const char *name, unsigned int max_entries)
+{
+	return enter(s) ? leave(s, set_max_entries(find_map(s, name), max_entries)) : -ESHUTDOWN;
+}
+
+static int set_autocreate(struct bpf_map *map, bool on)
+{
+	return map ? bpf_map__set_autocreate(map, on) : -ENOENT;
+}
+
+int shim_set_autocreate(struct shim *s, const char *name, int on)
+{
+	return enter(s) ? leave(s, set_autocreate(find_map(s, name), on)) : -ESHUTDOWN;
+}
+
+static int set_autoload(struct bpf_program *program, bool on)
+{
+	return program ? bpf_program__set_autoload(program, on) : -ENOENT;
+}
+
+int shim_set_autoload(struct shim *s, const char *name, int on)
+{
+	return enter(s) ? leave(s, set_autoload(find_program(s, name), on)) : -ESHUTDOWN;
+}
+
+int shim_autoload(struct shim *s, const char *name)
+{
+	struct bpf_program *program;
+
+	if (!enter(s))
+		return -ESHUTDOWN;
+	program = find_program(s, name);
+	return leave(s, program ? bpf_program__autoload(program) : -ENOENT);
+}
+
+/* ---- Global variables ---- */
+
+/* The memory of a section with variables, such as ".bss"; the same before and after load. */
+static char *section_memory(const struct shim *s, const char *section, unsigned int offset,
+			    unsigned int size, bool to_write)
+{
+	const struct bpf_map *map = find_map(s, section);
+	size_t all = 0;
+	char *memory = map ? (char *)bpf_map__initial_value((struct bpf_map *)map, &all) : NULL;
+
+	if (!memory || size > all || offset > all - size)
+		return NULL;
+	if (to_write && atomic_load(&s->loaded) && bpf_map__map_flags(map) & BPF_F_RDONLY_PROG)
+		return NULL; /* it is read-only now */
+	return memory + offset;
+}
+
+int shim_get(struct shim *s, const char *section, unsigned int offset, void *to, unsigned int size)
+{
+	const char *from;
+
+	if (!enter(s))
+		return -ESHUTDOWN;
+	from = section_memory(s, section, offset, size, false);
+	if (from)
+		memcpy(to, from, size);
+	return leave(s, from ? 0 : -EINVAL);
+}
+
+int shim_set(struct shim *s, const char *section, unsigned int offset, const void *from,
+	     unsigned int size)
+{
+	char *to;
+
+	if (!enter(s))
+		return -ESHUTDOWN;
+	to = section_memory(s, section, offset, size, true);
+	if (to)
+		memcpy(to, from, size);
+	return leave(s, to ? 0 : -EINVAL);
+}
+
+/* Where a variable of ring.bpf.h is, or NULL. */
+static const unsigned long long *ring_variable(const struct shim *s, const char *name)
+{
+	const struct btf *btf = bpf_object__btf(object(s));
+	int section = btf ? btf__find_by_name_kind(btf, ".bss", BTF_KIND_DATASEC) : -ENOENT;
+	const struct btf_var_secinfo *variable;
+	const struct btf_type *type;
+
+	if (section < 0)
+		return NULL;
+	type = btf__type_by_id(btf, section);
+	variable = btf_var_secinfos(type);
+	for (int i = 0; i < btf_vlen(type); i++, variable++) {
+		const struct btf_type *var = btf__type_by_id(btf, variable->type);
+
+		if (strcmp(btf__name_by_offset(btf, var->name_off), name) == 0)
+			return (void *)section_memory(s, ".bss", variable->offset,
+						      sizeof(unsigned long long), false);
+	}
+	return NULL;
+}
+
+/* ---- Maps ---- */
+
+static int map_fd(const struct shim *s, const char *name)
+{
+	const struct bpf_map *map = find_map(s, name);
+	int fd = map ? bpf_map__fd(map) : -ENOENT;
+
+	return fd == -EINVAL || fd == -1 ? -ENOENT : fd; /* not created */
+}
+
+int shim_map_lookup(struct shim *s, const char *name, const void *key, void *value)
+{
+	int fd;
+
+	if (!enter(s))
+		return -ESHUTDOWN;
+	fd = map_fd(s, name);
+	return leave(s, fd < 0 ? -ENODEV : bpf_map_lookup_elem(fd, key, value) ? -errno : 0);
+}
+
+int shim_map_update(struct shim *s, const char *name, const void *key, const void *value)
+{
+	int fd;
+
+	if (!enter(s))
+		return -ESHUTDOWN;
+	fd = map_fd(s, name);
+	return leave(s, fd < 0					       ? -ENODEV
+			: bpf_map_update_elem(fd, key, value, BPF_ANY) ? -errno
+								       : 0);
+}
+
+int shim_map_delete(struct shim *s, const char *name, const void *key)
+{
+	int fd;
+
+	if (!enter(s))
+		return -ESHUTDOWN;
+	fd = map_fd(s, name);
+	return leave(s, fd < 0 ? -ENODEV : bpf_map_delete_elem(fd, key) ? -errno : 0);
+}
+
+int shim_map_next(struct shim *s, const char *name, const void *key, void *next)
+{
+	int fd;
+
+	if (!enter(s))
+		return -ESHUTDOWN;
+	fd = map_fd(s, name);
+	return leave(s, fd < 0 ? -ENODEV : bpf_map_get_next_key(fd, key, next) ? -errno : 0);
+}
+
+int shim_possible_cpus(void)
+{
+	return libbpf_num_possible_cpus();
+}
+
+/* ---- Load, attach, detach, close ---- */
+
+/* What the reader needs to know of a ring: see ring.bpf.h. */
+static int open_ring(struct shim *s, struct bpf_map *map)
+{
+	struct ring_buffer *rb;
+	int err;
+
+	s->produced = ring_variable(s, "produced");
+	s->ring_lost = ring_variable(s, "lost");
+	s->first_ns = ring_variable(s, "first_ns");
+	s->ring_filled_at = ring_variable(s, "filled_at");
+	if (!s->produced || !s->ring_lost || !s->first_ns || !s->ring_filled_at)
+		return -ENOKEY;
+	rb = ring_buffer__new(bpf_map__fd(map), take_record, s, NULL);
+	err = rb ? watch(s, bpf_map__fd(map), EPOLLIN | EPOLLET, BY_RING) : -errno;
+	__atomic_store_n(&s->rb, rb, __ATOMIC_RELEASE); /* shim_stats() may be under way */
+	return err;
 }
 
 static int load(struct shim *s)
 {
-	struct ring_buffer *rb;
+	struct bpf_map *ring = find_map(s, "rb");
 	sigset_t signals;
-	int ring_fd, err;
+	int err;
 
+	if (!object(s) || atomic_load(&s->loaded))
+		return -EINVAL;
 	begin(s, &signals);
-	err = load_programs(s);
-	err = err ?: apply_cgroups(s);
-	if (err)
-		return end(err, &signals);
-	ring_fd = bpf_map__fd(s->skeleton->maps.rb);
-	rb = ring_buffer__new(ring_fd, take_record, s, NULL);
-	err = rb ? watch(s, ring_fd, EPOLLIN | EPOLLET, BY_RING) : -errno;
-	__atomic_store_n(&s->rb, rb, __ATOMIC_RELEASE); /* shim_stats() may be under way */
+	err = bpf_object__load_skeleton(s->skeleton);
+	atomic_store(&s->loaded, !err);
+	if (!err && ring)
+		err = open_ring(s, ring);
 	return end(err, &signals);
 }
 
-int shim_load(struct shim *s)
+int shim_load(struct shim *s, unsigned long long max_latency_ns)
 {
-	return enter(s) ? leave(s, load(s)) : -ESHUTDOWN;
+	if (!enter(s))
+		return -ESHUTDOWN;
+	s->max_latency_ns = max_latency_ns;
+	return leave(s, load(s));
 }
 
 static int attach(struct shim *s)
 {
 	sigset_t signals;
 
+	if (!atomic_load(&s->loaded))
+		return -EINVAL;
 	begin(s, &signals);
-	return end(bootstrap_bpf__attach(s->skeleton), &signals);
+	return end(bpf_object__attach_skeleton(s->skeleton), &signals);
 }
 
 int shim_attach(struct shim *s)
 {
 	return enter(s) ? leave(s, attach(s)) : -ESHUTDOWN;
+}
+
+static struct bpf_link *attach_at(const struct bpf_program *program, enum shim_place place,
+				  int target)
+{
+	switch (place) {
+	case SHIM_XDP:
+		return bpf_program__attach_xdp(program, target);
+	case SHIM_CGROUP:
+		return bpf_program__attach_cgroup(program, target);
+	}
+	errno = EINVAL;
+	return NULL;
+}
+
+static int attach_program(struct shim *s, const char *name, enum shim_place place, int target)
+{
+	struct bpf_program *program = find_program(s, name);
+	struct bpf_link **link = NULL;
+	sigset_t signals;
+
+	if (!program || !atomic_load(&s->loaded))
+		return -EINVAL;
+	for (int i = 0; i < s->skeleton->prog_cnt; i++)
+		if (*s->skeleton->progs[i].prog == program)
+			link = s->skeleton->progs[i].link;
+	if (!link || *link)
+		return -EALREADY;
+	begin(s, &signals);
+	*link = attach_at(program, place, target);
+	return end(*link ? 0 : -errno, &signals);
+}
+
+int shim_attach_program(struct shim *s, const char *name, int place, int target)
+{
+	return enter(s) ? leave(s, attach_program(s, name, place, target)) : -ESHUTDOWN;
+}
+
+static long long skipped(const struct bpf_program *program)
+{
+	struct bpf_prog_info info = {};
+	__u32 size = sizeof(info);
+	int fd = program ? bpf_program__fd(program) : -1;
+
+	if (fd < 0)
+		return -ENOENT;
+	return bpf_obj_get_info_by_fd(fd, &info, &size) ? -errno : (long long)info.recursion_misses;
+}
+
+long long shim_skipped(struct shim *s, const char *name)
+{
+	long long result;
+
+	if (!enter(s))
+		return -ESHUTDOWN;
+	result = skipped(find_program(s, name));
+	leave(s, 0);
+	return result;
 }
 
 static int detach(struct shim *s)
@@ -553,7 +815,7 @@ static int detach(struct shim *s)
 	sigset_t signals;
 
 	begin(s, &signals);
-	bootstrap_bpf__detach(s->skeleton);
+	bpf_object__detach_skeleton(s->skeleton);
 	end(0, &signals);
 	/* Programs run under RCU, which this waits for; kernels with nohz_full CPUs refuse it. */
 	if (syscall(__NR_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0))
@@ -579,7 +841,9 @@ static void release(struct shim *s)
 
 	begin(s, &signals);
 	ring_buffer__free(s->rb);
-	bootstrap_bpf__destroy(s->skeleton);
+	bpf_object__destroy_skeleton(s->skeleton);
+	bpf_object__close(s->names);
+	free(s->parts);
 	close_descriptor(s->epoll_fd);
 	close_descriptor(s->timer_fd);
 	close_descriptor(s->wake_fd);
@@ -648,8 +912,8 @@ static int take_record(void *ctx, void *data, size_t size)
 	char *to = s->buffer + s->used;
 
 	memcpy(&head, data, sizeof(head));
-	if (head.size < sizeof(head) || head.size > size)
-		return -EBADMSG; /* not a record of ours */
+	if (head.size < sizeof(head) || head.size > size || head.size > SHIM_MAX_RECORD)
+		return -EBADMSG; /* not a record */
 	head.time_ns += s->wall_offset_ns;
 	memcpy(to, &head, sizeof(head));
 	memcpy(to + sizeof(head), (char *)data + sizeof(head), head.size - sizeof(head));
@@ -657,7 +921,7 @@ static int take_record(void *ctx, void *data, size_t size)
 	s->received++;
 	if (head.lost > s->told) /* a delayed reservation tells less than those before it */
 		s->told = head.lost;
-	return s->size - s->used < sizeof(struct exit_record) + TEXT_SIZE ? -ENOBUFS : 0;
+	return s->size - s->used < SHIM_MAX_RECORD ? -ENOBUFS : 0;
 }
 
 /* Fires once after delay_ns; 0: not at all. Either way it is not readable until then. */
@@ -682,9 +946,9 @@ static long long boottime_ns(const struct shim *s)
  */
 static long long left_to_gather(const struct shim *s)
 {
-	const long long first_ns = counter(&s->skeleton->bss->first_ns);
+	const long long first_ns = counter(s->first_ns);
 	const long long since_ns = first_ns > s->looked_ns ? first_ns : s->looked_ns;
-	const long long gather_ns = s->settings.max_latency_ns - s->settings.max_latency_ns / 8;
+	const long long gather_ns = s->max_latency_ns - s->max_latency_ns / 8;
 
 	return since_ns + gather_ns - boottime_ns(s);
 }
@@ -705,7 +969,7 @@ static int consume(struct shim *s, unsigned long long *lost)
 
 	do {
 		atomic_thread_fence(memory_order_seq_cst);
-		*lost = counter(&s->skeleton->bss->lost);
+		*lost = counter(s->ring_lost);
 		n = ring_buffer__consume(s->rb);
 	} while (n > 0);
 	return n;
@@ -714,7 +978,6 @@ static int consume(struct shim *s, unsigned long long *lost)
 /* Takes what is there; returns the bytes used of the buffer. */
 static int drain(struct shim *s, bool timer_is_set)
 {
-	const struct bootstrap_bpf__bss *bss = s->skeleton->bss;
 	unsigned long long lost;
 	int err = 0;
 
@@ -726,14 +989,14 @@ static int drain(struct shim *s, bool timer_is_set)
 	s->used = 0;
 	s->looked_ns = boottime_ns(s);
 	s->wall_offset_ns = now_ns(CLOCK_REALTIME) - s->looked_ns;
-	s->filled_at = counter(&bss->filled_at);
+	s->filled_at = counter(s->ring_filled_at);
 	err = consume(s, &lost);
 	s->more = err < 0;
 	if (err == -ENOBUFS)
 		return set_timer(s, 1) ?: (int)s->used; /* for those who wait on shim_fd() */
 	if (err < 0)
 		return err;
-	s->behind = counter(&bss->produced) - lost > s->received;
+	s->behind = counter(s->produced) - lost > s->received;
 	if (!s->behind) /* else the losses may be of after that record */
 		s->lost = lost;
 	return (int)s->used;
@@ -750,7 +1013,7 @@ static long long due_in(const struct shim *s, unsigned int woken_by)
 		return 0;
 	if (!(woken_by & BY_RING))
 		return NO_REASON;
-	if (s->gathering || s->behind || counter(&s->skeleton->bss->filled_at) != s->filled_at)
+	if (s->gathering || s->behind || counter(s->ring_filled_at) != s->filled_at)
 		return 0;
 	left = left_to_gather(s);
 	return left > 0 ? left : 0;

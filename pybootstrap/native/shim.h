@@ -13,42 +13,88 @@
 
 struct shim;
 
-/* What is set before load. */
-struct shim_settings {
-	unsigned long long min_duration_ns;
-	unsigned long long max_latency_ns; /* how long shim_read() lets an event wait for others */
-	unsigned int ring_size; /* bytes: a power of two and a multiple of the page size */
-	unsigned int max_processes; /* entries of the state map */
-	unsigned int capture_args; /* 0 or 1 */
-	unsigned int verbose; /* 0 or 1: libbpf's debug messages too, and all of them to stderr */
-	struct filters filters;
-	int cgroup[FILTER_SIZE]; /* descriptors of directories; used by shim_load() only */
-};
-
 /* Totals since load; records are those of this handle's programs. */
 struct shim_stats {
 	unsigned long long produced; /* records the kernel had to send */
 	unsigned long long received; /* records that shim_read() gave out */
 	unsigned long long lost; /* records that found the ring full */
-	unsigned long long untracked; /* execs that found the state map full */
-	unsigned long long truncated; /* records with text cut or missing */
-	unsigned long long missed; /* times the kernel skipped a program: bpf_prog_info */
+};
+
+/* A map, as far as it is known before load too. */
+struct shim_map {
+	unsigned int type; /* enum bpf_map_type */
+	unsigned int key_size;
+	unsigned int value_size; /* of one CPU */
+	unsigned int max_entries;
+	unsigned int key_type; /* in the object's BTF; 0: none */
+	unsigned int value_type;
+};
+
+/* Where a program can be attached that no section says it of. */
+enum shim_place {
+	SHIM_XDP, /* the index of an interface */
+	SHIM_CGROUP, /* a descriptor of a directory of cgroup v2 */
 };
 
 /* A handle, or NULL when there is no memory for it. */
 struct shim *shim_new(void);
 
-/* Opens the BPF object and writes the settings. */
-int shim_open(struct shim *shim, const struct shim_settings *settings);
+/*
+ * Opens an object file in memory, which is not needed after that; NULL: the one that is linked in.
+ * verbose: libbpf's debug messages too, and all of them to stderr.
+ */
+int shim_open(struct shim *shim, const void *elf, unsigned long long size, int verbose);
+
+/* The name of the map, or program, of this number; NULL past the last. Valid until shim_close(). */
+const char *shim_map_name(struct shim *shim, unsigned int index);
+const char *shim_program_name(struct shim *shim, unsigned int index);
+
+/* The object's BTF: returns its size, and copies it if there is room for all of it. */
+int shim_types(struct shim *shim, void *to, unsigned int size);
+
+/* What is set of maps and programs before load. -ENOENT: there is none of this name. */
+int shim_map(struct shim *shim, const char *name, struct shim_map *about);
+int shim_set_max_entries(struct shim *shim, const char *name, unsigned int max_entries);
+int shim_set_autocreate(struct shim *shim, const char *name, int on);
+int shim_set_autoload(struct shim *shim, const char *name, int on);
+int shim_autoload(struct shim *shim, const char *name);
 
 /*
- * Makes the maps and has the verifier check the programs. -EBADF: one of the cgroup descriptors is
- * not a directory of cgroup v2.
+ * Global variables, by their place in a section such as ".bss". -EINVAL: there is no such place, or
+ * it is read-only, as ".rodata" is after load.
  */
-int shim_load(struct shim *shim);
+int shim_get(struct shim *shim, const char *section, unsigned int offset, void *to,
+	     unsigned int size);
+int shim_set(struct shim *shim, const char *section, unsigned int offset, const void *from,
+	     unsigned int size);
 
-/* From here on events are recorded. */
+/*
+ * Entries of a map, after load. Per-CPU values are those of all possible CPUs, one after another, each
+ * padded to 8 bytes. -ENODEV: there is no such map. shim_map_next() with a key of NULL: the first.
+ */
+int shim_map_lookup(struct shim *shim, const char *name, const void *key, void *value);
+int shim_map_update(struct shim *shim, const char *name, const void *key, const void *value);
+int shim_map_delete(struct shim *shim, const char *name, const void *key);
+int shim_map_next(struct shim *shim, const char *name, const void *key, void *next);
+
+/* How many CPUs this machine can have. */
+int shim_possible_cpus(void);
+
+/*
+ * Makes the maps and has the verifier check the programs. A map "rb" is what shim_read() reads:
+ * -ENOKEY when the object lacks the variables of ring.bpf.h. max_latency_ns: how long shim_read()
+ * lets a record wait for others.
+ */
+int shim_load(struct shim *shim, unsigned long long max_latency_ns);
+
+/* Attaches all programs whose section says where. */
 int shim_attach(struct shim *shim);
+
+/* Attaches one program at a place (enum shim_place). -EALREADY: it is attached. */
+int shim_attach_program(struct shim *shim, const char *name, int place, int target);
+
+/* How often the kernel left out a program, for it was running on that CPU already; or -errno. */
+long long shim_skipped(struct shim *shim, const char *name);
 
 /* Stops recording; returns when no program runs any more. What is in the ring can still be read. */
 int shim_detach(struct shim *shim);
@@ -71,6 +117,7 @@ int shim_read(struct shim *shim, void *buffer, unsigned int size, int timeout_ms
 
 enum shim_limits {
 	SHIM_MIN_READ = 64 * 1024, /* bytes of the buffer */
+	SHIM_MAX_RECORD = 16 * 1024, /* bytes of the largest record there can be */
 	SHIM_MIN_RING = 64 * 1024,
 	SHIM_MAX_RING = 1024 * 1024 * 1024,
 	SHIM_LOSS = 1024 * 1024 * 1024, /* and what is below is the size of the batch */

@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 /*
- * The life of a handle, again and again, and its failures, for LeakSanitizer: leaks [TIMES].
+ * The life of a handle, again and again, and its failures, for LeakSanitizer: leaks [TIMES [OBJECT]].
  * run.py builds and runs it; Python itself would leak too much to tell.
  */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "bootstrap.h"
 #include "shim.h"
 
 static char buffer[SHIM_MIN_READ];
@@ -38,29 +36,32 @@ static void run_something(void)
 	waitpid(pid, NULL, 0);
 }
 
-static struct shim_settings make_settings(void)
+static struct shim *open_one(void)
 {
-	struct shim_settings settings;
+	static const char *const others[] = {"handle_exec_old", "handle_exit_old", "exec_again",
+					     "exit_again"};
+	struct shim *shim = shim_new();
 
-	memset(&settings, 0, sizeof(settings));
-	settings.max_latency_ns = 10000000;
-	settings.ring_size = 64 * 1024;
-	settings.max_processes = 1000;
-	settings.capture_args = 1;
-	return settings;
+	expect("open", shim_open(shim, NULL, 0, 0));
+	expect("ring", shim_set_max_entries(shim, "rb", 64 * 1024));
+	for (size_t i = 0; i < sizeof(others) / sizeof(*others); i++)
+		expect("autoload", shim_set_autoload(shim, others[i], 0));
+	return shim;
+}
+
+static int load(struct shim *shim)
+{
+	return shim_load(shim, 10000000);
 }
 
 /* Everything that a handle can do; what is in the ring at the end is not read. */
 static void whole_life(void)
 {
-	struct shim_settings settings = make_settings();
+	struct shim *shim = open_one();
 	struct shim_stats stats;
-	struct shim *shim;
 	int n, records = 0;
 
-	shim = shim_new();
-	expect("open", shim_open(shim, &settings));
-	expect("load", shim_load(shim));
+	expect("load", load(shim));
 	expect("attach", shim_attach(shim));
 	run_something();
 	while (records == 0) {
@@ -80,39 +81,60 @@ static void whole_life(void)
 
 static void closed_early(int steps)
 {
-	struct shim_settings settings = make_settings();
-	struct shim *shim;
+	struct shim *shim = open_one();
 
-	shim = shim_new();
-	expect("open", shim_open(shim, &settings));
 	if (steps > 0)
-		expect("load", shim_load(shim));
+		expect("load", load(shim));
 	if (steps > 1)
 		expect("attach", shim_attach(shim));
 	shim_free(shim);
 }
 
-/* The kernel refuses a map without room, and a cgroup that is none. */
+/* An object that is opened from memory instead of the one that is linked in. */
+static void from_memory(const char *path)
+{
+	static char elf[1 << 20];
+	FILE *file = fopen(path, "rb");
+	size_t size = file ? fread(elf, 1, sizeof(elf), file) : 0;
+	struct shim *shim = shim_new();
+
+	if (!file || !size)
+		fail(path, errno);
+	fclose(file);
+	expect("open", shim_open(shim, elf, size, 0));
+	expect("ring", shim_set_max_entries(shim, "rb", 64 * 1024));
+	expect("load", load(shim));
+	expect("attach", shim_attach(shim));
+	if (shim_attach_program(shim, "handle_exec", SHIM_XDP, 1) != -EALREADY)
+		fail("attached twice", 0);
+	shim_free(shim);
+	shim = shim_new();
+	if (shim_open(shim, elf, size / 2, 0) >= 0 || !shim_log(shim)[0])
+		fail("half an object", 0);
+	shim_free(shim);
+}
+
+/* The kernel refuses a map that is too large, and an entry that is no cgroup. */
 static void refused(void)
 {
-	struct shim_settings settings = make_settings();
-	struct shim *shim;
+	struct shim *shim = open_one();
+	int key = 0, fd = STDERR_FILENO;
 
-	settings.max_processes = 0;
-	shim = shim_new();
-	if (shim_open(shim, &settings) == 0 && shim_load(shim) == 0)
+	expect("entries", shim_set_max_entries(shim, "exec_start_more", 0));
+	if (load(shim) == 0)
 		fail("a map without room", 0);
 	if (!shim_log(shim)[0])
 		fail("nothing was said", 0);
 	shim_free(shim);
 
-	settings = make_settings();
-	settings.filters.cgroups = 1;
-	settings.cgroup[0] = STDERR_FILENO;
-	shim = shim_new();
-	expect("open", shim_open(shim, &settings));
-	if (shim_load(shim) != -EBADF)
+	shim = open_one();
+	expect("load", load(shim));
+	if (shim_map_update(shim, "cgroups", &key, &fd) != -EBADF)
 		fail("a cgroup that is none", 0);
+	if (shim_map_update(shim, "nothing", &key, &fd) != -ENODEV)
+		fail("a map that is none", 0);
+	if (shim_set(shim, ".rodata", 0, &key, sizeof(key)) != -EINVAL)
+		fail("a constant was changed", 0);
 	shim_free(shim);
 }
 
@@ -124,6 +146,8 @@ int main(int argc, char **argv)
 		whole_life();
 		closed_early(i % 3);
 		refused();
+		if (argc > 2)
+			from_memory(argv[2]);
 	}
 	shim_free(NULL);
 	printf("%d lives of a handle\n", times);

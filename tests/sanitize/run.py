@@ -64,7 +64,8 @@ def build() -> None:
 
     libbpf = setup.find_libbpf()
     includes = ["-Ibpf", "-Ibuild", "-Ipybootstrap/native", *libbpf.include]
-    sources = ["tests/sanitize/leaks.c", "pybootstrap/native/shim.c", *map(str, libbpf.files)]
+    ours = ["pybootstrap/native/shim.c", "pybootstrap/native/linked.c"]
+    sources = ["tests/sanitize/leaks.c", *ours, *map(str, libbpf.files)]
     command = [*CC, "-std=gnu11", *FLAGS, *includes, *sources, "-o", "build/leaks", *libbpf.link]
     subprocess.run(command, cwd=TREE, check=True)
 
@@ -106,7 +107,11 @@ def main() -> int:
         ASAN_OPTIONS=WITHOUT_LEAKS,
     )
     passed &= run(
-        "the shim under LeakSanitizer", "build/leaks", "20", ASAN_OPTIONS="detect_leaks=1"
+        "the shim under LeakSanitizer",
+        "build/leaks",
+        "20",
+        "build/bootstrap.bpf.o",
+        ASAN_OPTIONS="detect_leaks=1",
     )
     print("sanitizers: nothing found" if passed else "sanitizers: FAILED")
     return 0 if passed else 1

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""An object with BPF programs, by the names that are in it: open, then load, then attach.
+
+    skeleton = Skeleton(Path("mytool.bpf.o").read_bytes())     # open
+    skeleton.rodata.min_duration_ns = 10_000_000
+    skeleton.maps.rb.max_entries = 1 << 20
+    skeleton.progs.handle_exit_old.autoload = False
+    skeleton.load()
+    skeleton.attach()
+    print(skeleton.bss.lost)
+    skeleton.close()
+
+What variables there are, their sizes and types come from the object's own BTF. A name that is not
+in the object, a value that does not fit, and a step out of order are errors that say what there is.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from errno import EALREADY, EBUSY, ENODEV, ENOENT, ESHUTDOWN
+
+from pybootstrap._native import ffi, lib
+from pybootstrap._typing import TYPE_CHECKING
+from pybootstrap.engine.btf import Btf
+from pybootstrap.errors import (
+    LoadError,
+    ObjectError,
+    SettingError,
+    StateError,
+    UnknownNameError,
+    start_error,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, Callable
+
+    from pybootstrap.engine.btf import Type
+
+__all__ = ["Map", "Names", "Program", "Skeleton", "Variables"]
+
+_PER_CPU = {5, 6, 10}  # enum bpf_map_type: BPF_MAP_TYPE_PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
+_ARRAYS = {2, 6}  # those in which each index is an entry: ARRAY, PERCPU_ARRAY
+
+
+def _closed() -> StateError:
+    return StateError("this skeleton was closed: make a new one")
+
+
+class Names:
+    """The maps, or the programs, of an object, as attributes; iterates over them."""
+
+    def __init__(self, what: str, parts: dict[str, Any]) -> None:
+        self._what = what
+        self._parts = parts
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._parts[name]
+        except KeyError:
+            raise _unknown(self._what, name, self._parts) from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("_"):
+            raise StateError(f"set what the {self._what} {name} has, such as {self._what}.autoload")
+        super().__setattr__(name, value)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._parts.values())
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __dir__(self) -> list[str]:
+        return sorted(self._parts)
+
+
+def _unknown(what: str, name: str, there_are: Any) -> UnknownNameError:
+    return UnknownNameError(
+        f"this object has no {what} {name!r}; it has {', '.join(sorted(there_are)) or 'none'}"
+    )
+
+
+class Variables:
+    """The global variables of a section, as attributes.
+
+    `const volatile` ones (rodata) are for the programs to read: set them before load, for the
+    verifier takes them for constants. The others can be read and set at any time.
+    """
+
+    def __init__(self, skeleton: Skeleton, section: str) -> None:
+        vars(self).update(
+            _skeleton=skeleton, _section=section, _known=skeleton.types.variables(section)
+        )
+
+    def _find(self, name: str) -> Any:
+        try:
+            return self._known[name]
+        except KeyError:
+            raise _unknown(f"variable in {self._section}", name, self._known) from None
+
+    def __getattr__(self, name: str) -> Any:
+        offset, kind = self._find(name)
+        value = ffi.new("char[]", kind.size)
+        where = (self._section.encode(), offset, value, kind.size)
+        self._skeleton._check(lib.shim_get(self._skeleton._shim, *where))
+        return kind.decode(ffi.buffer(value)[:])
+
+    def __setattr__(self, name: str, value: object) -> None:
+        offset, kind = self._find(name)
+        encoded = kind.encode(value, name)
+        where = (self._section.encode(), offset, encoded, len(encoded))
+        code = lib.shim_set(self._skeleton._shim, *where)
+        if code < 0 and code != -ESHUTDOWN:
+            raise StateError(f"{name} is constant after load: set it before")
+        self._skeleton._check(code)
+
+    def __dir__(self) -> list[str]:
+        return sorted(self._known)
+
+
+class Map:
+    """A map: what is set of it before load, and its entries after.
+
+    Entries are read and written as those of a dict, keys and values as the types that the object
+    gives them (numbers, bytes for arrays of char, lists, dicts for structs). A per-CPU map has a
+    list of values for each key, one for each possible CPU.
+    """
+
+    def __init__(self, skeleton: Skeleton, name: str) -> None:
+        self._skeleton = skeleton
+        self.name = name
+        self._key = name.encode()
+        self._forms: tuple[Any, Type, Type] | None = None
+
+    def _about(self) -> Any:
+        about = ffi.new("struct shim_map *")
+        self._skeleton._check(lib.shim_map(self._skeleton._shim, self._key, about))
+        return about
+
+    @property
+    def type(self) -> int:
+        """Its kind: enum bpf_map_type of linux/bpf.h."""
+        kind: int = self._about().type
+        return kind
+
+    @property
+    def max_entries(self) -> int:
+        """How many entries it can have; bytes of a ring buffer. Set before load."""
+        count: int = self._about().max_entries
+        return count
+
+    @max_entries.setter
+    def max_entries(self, count: int) -> None:
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 < count < 2**32:
+            raise SettingError(
+                f"{self.name}.max_entries must be a whole number from 1 to {2**32 - 1}, not "
+                f"{count!r}"
+            )
+        code = lib.shim_set_max_entries(self._skeleton._shim, self._key, count)
+        self._skeleton._check_setting(code, f"{self.name}.max_entries")
+
+    def set_autocreate(self, on: bool) -> None:
+        """Whether load makes the map, which programs that use it need. Before load."""
+        code = lib.shim_set_autocreate(self._skeleton._shim, self._key, bool(on))
+        self._skeleton._check_setting(code, f"{self.name}.set_autocreate()")
+
+    # ---- Entries ----
+
+    def _types(self) -> tuple[Any, Type, Type]:
+        if self._forms is None:
+            about, types = self._about(), self._skeleton.types
+            self._forms = (
+                about,
+                types.plain_type(about.key_type, about.key_size),
+                types.plain_type(about.value_type, about.value_size),
+            )
+        return self._forms
+
+    def _call(self, function: Callable[..., int], key: object, *others: object) -> None:
+        code = function(self._skeleton._shim, self._key, self._types()[1].encode(key), *others)
+        if code == -ENOENT:
+            raise KeyError(key)
+        if code == -ENODEV:
+            raise StateError(f"the map {self.name} has no entries before load()")
+        self._skeleton._check(code)
+        if code < 0:
+            raise OSError(-code, f"map {self.name}, key {key!r}: {os.strerror(-code)}")
+
+    def _value_size(self) -> int:
+        """Of what the kernel gives for a key."""
+        about = self._types()[0]
+        size: int = about.value_size
+        if about.type in _PER_CPU:
+            size = (size + 7) // 8 * 8 * lib.shim_possible_cpus()
+        return size
+
+    def __getitem__(self, key: object) -> Any:
+        about, _, value_type = self._types()
+        value = ffi.new("char[]", self._value_size())
+        self._call(lib.shim_map_lookup, key, value)
+        got = ffi.buffer(value)[:]
+        if about.type not in _PER_CPU:
+            return value_type.decode(got)
+        step = (about.value_size + 7) // 8 * 8
+        each = (got[i : i + about.value_size] for i in range(0, len(got), step))
+        return list(map(value_type.decode, each))
+
+    def __setitem__(self, key: object, value: Any) -> None:
+        about, _, value_type = self._types()
+        if about.type in _PER_CPU:
+            pad = bytes(-about.value_size % 8)
+            encoded = b"".join(value_type.encode(one) + pad for one in value)
+        else:
+            encoded = value_type.encode(value)
+        if len(encoded) != self._value_size():
+            raise SettingError(
+                f"the map {self.name} takes a list of {lib.shim_possible_cpus()} values, one for "
+                f"each possible CPU, not {value!r}"
+            )
+        self._call(lib.shim_map_update, key, encoded)
+
+    def __delitem__(self, key: object) -> None:
+        self._call(lib.shim_map_delete, key)
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            self[key]
+        except KeyError:
+            return False
+        return True
+
+    def __iter__(self) -> Iterator[Any]:
+        """Its keys, as long as nobody deletes entries meanwhile; then some may come twice."""
+        about, key_type, _ = self._types()
+        before, key = ffi.NULL, ffi.new("char[]", about.key_size)
+        while True:
+            code = lib.shim_map_next(self._skeleton._shim, self._key, before, key)
+            if code == -ENOENT:
+                return
+            if code == -ENODEV:
+                raise StateError(f"the map {self.name} has no entries before load()")
+            self._skeleton._check(code)
+            before = ffi.new("char[]", ffi.buffer(key)[:])
+            yield key_type.decode(ffi.buffer(key)[:])
+
+    def items(self) -> Iterator[tuple[Any, Any]]:
+        """Keys and values; without entries that vanish meanwhile."""
+        for key in self:
+            with suppress(KeyError):
+                yield key, self[key]
+
+    def total(self, key: object) -> int:
+        """The sum of a per-CPU counter over all CPUs."""
+        return sum(self[key])
+
+    def __repr__(self) -> str:
+        return f"<map {self.name}>"
+
+
+class Program:
+    """A program: whether it is loaded, where it is attached."""
+
+    def __init__(self, skeleton: Skeleton, name: str) -> None:
+        self._skeleton = skeleton
+        self.name = name
+        self._key = name.encode()
+
+    @property
+    def autoload(self) -> bool:
+        """Whether load loads it, and attach attaches it where its section says. Set before load."""
+        return bool(self._skeleton._check(lib.shim_autoload(self._skeleton._shim, self._key)))
+
+    @autoload.setter
+    def autoload(self, on: bool) -> None:
+        code = lib.shim_set_autoload(self._skeleton._shim, self._key, bool(on))
+        self._skeleton._check_setting(code, f"{self.name}.autoload")
+
+    @property
+    def skipped(self) -> int | None:
+        """How often the kernel left it out, for it was running on that CPU already.
+
+        `recursion_misses` of bpf_prog_info. None where it is not loaded or may not be asked.
+        """
+        count: int = lib.shim_skipped(self._skeleton._shim, self._key)
+        return count if count >= 0 else None
+
+    def attach_xdp(self, interface: str) -> None:
+        """Attaches it to a network interface; raises SettingError when there is none."""
+        try:
+            index = socket.if_nametoindex(interface)
+        except OSError:
+            raise SettingError(f"there is no network interface {interface!r}") from None
+        self._attach(lib.SHIM_XDP, index, interface)
+
+    def attach_cgroup(self, path: str | os.PathLike[str]) -> None:
+        """Attaches it to a cgroup, by its directory (v2); raises SettingError when it is none."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SettingError(f"cannot open the cgroup {path!r}: {error.strerror}") from None
+        try:
+            self._attach(lib.SHIM_CGROUP, descriptor, os.fspath(path))
+        finally:
+            os.close(descriptor)
+
+    def _attach(self, place: int, target: int, name: str) -> None:
+        if not self._skeleton.loaded:
+            raise StateError(f"{self.name} can be attached after load()")
+        code = lib.shim_attach_program(self._skeleton._shim, self._key, place, target)
+        if code == -EALREADY:
+            raise StateError(f"{self.name} is attached already")
+        self._skeleton._check(code)
+        if code < 0:
+            raise LoadError(
+                f"cannot attach {self.name} to {name}: {os.strerror(-code)}", self._skeleton.log
+            )
+
+    def __repr__(self) -> str:
+        return f"<program {self.name}>"
+
+
+class Skeleton:
+    """An open object.
+
+    Args:
+        elf: what is in the object file; None: the object that is linked into the extension.
+        verbose: libbpf's debug messages go to stderr.
+
+    Raises ObjectError for a file that is none, or that has no BTF. No two threads may use it at the
+    same time, except for reading variables, entries and what is `skipped`.
+    """
+
+    def __init__(self, elf: bytes | None = None, *, verbose: bool = False) -> None:
+        if elf is not None:
+            Btf.of_object(elf)  # says what is wrong with it
+        # It may be passed to any function at any time; the last reference frees it.
+        self._shim = ffi.gc(lib.shim_new(), lib.shim_free)
+        if not self._shim:
+            raise MemoryError
+        self.loaded = False
+        try:
+            data, size = (ffi.NULL, 0) if elf is None else (ffi.from_buffer(elf), len(elf))
+            self._check_start(lib.shim_open(self._shim, data, size, bool(verbose)), "open")
+            self.types = Btf(self._read_types())
+        except BaseException:
+            self.close()
+            raise
+        maps, programs = (
+            _names(self._shim, lib.shim_map_name),
+            _names(self._shim, lib.shim_program_name),
+        )
+        self.maps = Names("map", {name: Map(self, name) for name in maps if "." not in name})
+        self.progs = Names("program", {name: Program(self, name) for name in programs})
+
+    def _read_types(self) -> bytes:
+        size = lib.shim_types(self._shim, ffi.NULL, 0)
+        if size < 0:
+            raise ObjectError("the object has no BTF: compile it with clang -g")
+        raw = ffi.new("char[]", size)
+        lib.shim_types(self._shim, raw, size)
+        return bytes(ffi.buffer(raw))
+
+    def section(self, name: str) -> Variables:
+        """The global variables of any section, such as ".data.mine"."""
+        return Variables(self, name)
+
+    @property
+    def rodata(self) -> Variables:
+        """The variables that are `const volatile`."""
+        return Variables(self, ".rodata")
+
+    @property
+    def bss(self) -> Variables:
+        """The variables that begin as 0."""
+        return Variables(self, ".bss")
+
+    @property
+    def data(self) -> Variables:
+        """The variables that begin as something else."""
+        return Variables(self, ".data")
+
+    @property
+    def log(self) -> str:
+        """All that libbpf and the kernel's verifier said (str)."""
+        return ffi.string(lib.shim_log(self._shim)).decode(errors="replace")
+
+    # ---- Steps ----
+
+    def load(self, max_latency_ns: int = 0) -> None:
+        """Makes the maps and has the verifier check the programs.
+
+        Args:
+            max_latency_ns: how long a record of the ring may wait for others.
+
+        Raises PrivilegeError, UnsupportedKernelError or LoadError; StateError when it was loaded.
+        """
+        if self.loaded:
+            raise StateError("this skeleton was loaded before: make a new one")
+        self._check_start(self._try_to_load(max_latency_ns), "load")
+
+    def _try_to_load(self, max_latency_ns: int) -> int:
+        """As `load()`, but returns what the shim does."""
+        code: int = lib.shim_load(self._shim, max_latency_ns)
+        self.loaded = code == 0
+        return code
+
+    def attach(self) -> None:
+        """Attaches each program that was loaded where its section says. Raises as `load()`."""
+        if not self.loaded:
+            raise StateError("load() comes before attach()")
+        self._check_start(lib.shim_attach(self._shim), "attach")
+
+    def detach(self) -> None:
+        """Detaches all programs; returns when none runs any more."""
+        self._check(lib.shim_detach(self._shim))
+
+    def close(self) -> None:
+        """Detaches and frees everything. May be called again."""
+        lib.shim_close(self._shim)
+
+    def __enter__(self) -> Skeleton:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # ---- What functions of the shim return ----
+
+    def _check(self, code: int) -> int:
+        if code == -ESHUTDOWN:
+            raise _closed()
+        return code
+
+    def _check_setting(self, code: int, what: str) -> None:
+        self._check(code)
+        if code == -EBUSY:
+            raise StateError(f"{what} can be set before load() only")
+        if code < 0:
+            raise SettingError(f"{what} cannot be set: {os.strerror(-code)}")
+
+    def _check_start(self, code: int, step: str) -> None:
+        self._check(code)
+        if code < 0:
+            raise start_error(-code, step, self.log)
+
+
+def _names(shim: Any, get: Callable[[Any, int], Any]) -> list[str]:
+    names: list[str] = []
+    while (name := get(shim, len(names))) != ffi.NULL:
+        names.append(ffi.string(name).decode())
+    return names
