@@ -34,8 +34,8 @@ class Kind(NamedTuple):
     """What makes something of the bytes of a record."""
     head_size: int
     """Bytes before the parts that differ in length."""
-    least: int = 0
-    """The least length of the first of these, in bytes."""
+    least: int
+    """The least length of the first of these, in bytes; 0 where there is none."""
 
 
 class Decoder:

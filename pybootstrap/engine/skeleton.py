@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from errno import EALREADY, EBUSY, ENODEV, ENOENT, ESHUTDOWN
+from errno import EALREADY, ENODEV, ENOENT, ESHUTDOWN
 
 from pybootstrap._native import ffi, lib
 from pybootstrap._typing import TYPE_CHECKING
@@ -45,8 +45,43 @@ _PER_CPU = {5, 6, 10}  # enum bpf_map_type: BPF_MAP_TYPE_PERCPU_HASH, PERCPU_ARR
 _ARRAYS = {2, 6}  # those in which each index is an entry: ARRAY, PERCPU_ARRAY
 
 
-def _closed() -> StateError:
-    return StateError("this skeleton was closed: make a new one")
+class _Handle:
+    """What a skeleton shares with its parts, so that none of them has a reference to it.
+
+    With one, a skeleton that nobody closed would wait for the garbage collector.
+    """
+
+    __slots__ = ("loaded", "shim", "types")
+
+    def __init__(self, shim: Any) -> None:
+        self.shim = shim
+        self.loaded = False
+        self.types: Btf
+
+    def check(self, code: int) -> int:
+        """What a function of the shim returned, unless it was refused."""
+        if code == -ESHUTDOWN:
+            raise StateError("this skeleton was closed: make a new one")
+        return code
+
+    def check_setting(self, code: int, what: str) -> None:
+        """The same of what sets something before load."""
+        self.check(code)
+        if code < 0 and self.loaded:
+            raise StateError(f"{what} can be set before load() only")
+        if code < 0:
+            raise SettingError(f"{what} cannot be set: {os.strerror(-code)}")
+
+    def check_start(self, code: int, step: str) -> None:
+        """The same of a step of starting."""
+        self.check(code)
+        if code < 0:
+            raise start_error(-code, step, self.log)
+
+    @property
+    def log(self) -> str:
+        """All that libbpf and the kernel's verifier said."""
+        return ffi.string(lib.shim_log(self.shim)).decode(errors="replace")
 
 
 class Names:
@@ -90,10 +125,8 @@ class Variables:
     verifier takes them for constants. The others can be read and set at any time.
     """
 
-    def __init__(self, skeleton: Skeleton, section: str) -> None:
-        vars(self).update(
-            _skeleton=skeleton, _section=section, _known=skeleton.types.variables(section)
-        )
+    def __init__(self, handle: _Handle, section: str) -> None:
+        vars(self).update(_handle=handle, _section=section, _known=handle.types.variables(section))
 
     def _find(self, name: str) -> Any:
         try:
@@ -105,17 +138,17 @@ class Variables:
         offset, kind = self._find(name)
         value = ffi.new("char[]", kind.size)
         where = (self._section.encode(), offset, value, kind.size)
-        self._skeleton._check(lib.shim_get(self._skeleton._shim, *where))
+        self._handle.check(lib.shim_get(self._handle.shim, *where))
         return kind.decode(ffi.buffer(value)[:])
 
     def __setattr__(self, name: str, value: object) -> None:
         offset, kind = self._find(name)
         encoded = kind.encode(value, name)
         where = (self._section.encode(), offset, encoded, len(encoded))
-        code = lib.shim_set(self._skeleton._shim, *where)
+        code = lib.shim_set(self._handle.shim, *where)
         if code < 0 and code != -ESHUTDOWN:
             raise StateError(f"{name} is constant after load: set it before")
-        self._skeleton._check(code)
+        self._handle.check(code)
 
     def __dir__(self) -> list[str]:
         return sorted(self._known)
@@ -129,15 +162,15 @@ class Map:
     list of values for each key, one for each possible CPU.
     """
 
-    def __init__(self, skeleton: Skeleton, name: str) -> None:
-        self._skeleton = skeleton
+    def __init__(self, handle: _Handle, name: str) -> None:
+        self._handle = handle
         self.name = name
         self._key = name.encode()
         self._forms: tuple[Any, Type, Type] | None = None
 
     def _about(self) -> Any:
         about = ffi.new("struct shim_map *")
-        self._skeleton._check(lib.shim_map(self._skeleton._shim, self._key, about))
+        self._handle.check(lib.shim_map(self._handle.shim, self._key, about))
         return about
 
     @property
@@ -159,19 +192,19 @@ class Map:
                 f"{self.name}.max_entries must be a whole number from 1 to {2**32 - 1}, not "
                 f"{count!r}"
             )
-        code = lib.shim_set_max_entries(self._skeleton._shim, self._key, count)
-        self._skeleton._check_setting(code, f"{self.name}.max_entries")
+        code = lib.shim_set_max_entries(self._handle.shim, self._key, count)
+        self._handle.check_setting(code, f"{self.name}.max_entries")
 
     def set_autocreate(self, on: bool) -> None:
         """Whether load makes the map, which programs that use it need. Before load."""
-        code = lib.shim_set_autocreate(self._skeleton._shim, self._key, bool(on))
-        self._skeleton._check_setting(code, f"{self.name}.set_autocreate()")
+        code = lib.shim_set_autocreate(self._handle.shim, self._key, bool(on))
+        self._handle.check_setting(code, f"{self.name}.set_autocreate()")
 
     # ---- Entries ----
 
     def _types(self) -> tuple[Any, Type, Type]:
         if self._forms is None:
-            about, types = self._about(), self._skeleton.types
+            about, types = self._about(), self._handle.types
             self._forms = (
                 about,
                 types.plain_type(about.key_type, about.key_size),
@@ -180,12 +213,12 @@ class Map:
         return self._forms
 
     def _call(self, function: Callable[..., int], key: object, *others: object) -> None:
-        code = function(self._skeleton._shim, self._key, self._types()[1].encode(key), *others)
+        code = function(self._handle.shim, self._key, self._types()[1].encode(key), *others)
         if code == -ENOENT:
             raise KeyError(key)
         if code == -ENODEV:
             raise StateError(f"the map {self.name} has no entries before load()")
-        self._skeleton._check(code)
+        self._handle.check(code)
         if code < 0:
             raise OSError(-code, f"map {self.name}, key {key!r}: {os.strerror(-code)}")
 
@@ -237,12 +270,12 @@ class Map:
         about, key_type, _ = self._types()
         before, key = ffi.NULL, ffi.new("char[]", about.key_size)
         while True:
-            code = lib.shim_map_next(self._skeleton._shim, self._key, before, key)
+            code = lib.shim_map_next(self._handle.shim, self._key, before, key)
             if code == -ENOENT:
                 return
             if code == -ENODEV:
                 raise StateError(f"the map {self.name} has no entries before load()")
-            self._skeleton._check(code)
+            self._handle.check(code)
             before = ffi.new("char[]", ffi.buffer(key)[:])
             yield key_type.decode(ffi.buffer(key)[:])
 
@@ -263,20 +296,20 @@ class Map:
 class Program:
     """A program: whether it is loaded, where it is attached."""
 
-    def __init__(self, skeleton: Skeleton, name: str) -> None:
-        self._skeleton = skeleton
+    def __init__(self, handle: _Handle, name: str) -> None:
+        self._handle = handle
         self.name = name
         self._key = name.encode()
 
     @property
     def autoload(self) -> bool:
         """Whether load loads it, and attach attaches it where its section says. Set before load."""
-        return bool(self._skeleton._check(lib.shim_autoload(self._skeleton._shim, self._key)))
+        return bool(self._handle.check(lib.shim_autoload(self._handle.shim, self._key)))
 
     @autoload.setter
     def autoload(self, on: bool) -> None:
-        code = lib.shim_set_autoload(self._skeleton._shim, self._key, bool(on))
-        self._skeleton._check_setting(code, f"{self.name}.autoload")
+        code = lib.shim_set_autoload(self._handle.shim, self._key, bool(on))
+        self._handle.check_setting(code, f"{self.name}.autoload")
 
     @property
     def skipped(self) -> int | None:
@@ -284,7 +317,7 @@ class Program:
 
         `recursion_misses` of bpf_prog_info. None where it is not loaded or may not be asked.
         """
-        count: int = lib.shim_skipped(self._skeleton._shim, self._key)
+        count: int = lib.shim_skipped(self._handle.shim, self._key)
         return count if count >= 0 else None
 
     def attach_xdp(self, interface: str) -> None:
@@ -307,15 +340,15 @@ class Program:
             os.close(descriptor)
 
     def _attach(self, place: int, target: int, name: str) -> None:
-        if not self._skeleton.loaded:
+        if not self._handle.loaded:
             raise StateError(f"{self.name} can be attached after load()")
-        code = lib.shim_attach_program(self._skeleton._shim, self._key, place, target)
+        code = lib.shim_attach_program(self._handle.shim, self._key, place, target)
         if code == -EALREADY:
             raise StateError(f"{self.name} is attached already")
-        self._skeleton._check(code)
+        self._handle.check(code)
         if code < 0:
             raise LoadError(
-                f"cannot attach {self.name} to {name}: {os.strerror(-code)}", self._skeleton.log
+                f"cannot attach {self.name} to {name}: {os.strerror(-code)}", self._handle.log
             )
 
     def __repr__(self) -> str:
@@ -340,11 +373,11 @@ class Skeleton:
         self._shim = ffi.gc(lib.shim_new(), lib.shim_free)
         if not self._shim:
             raise MemoryError
-        self.loaded = False
+        self._handle = handle = _Handle(self._shim)
         try:
             data, size = (ffi.NULL, 0) if elf is None else (ffi.from_buffer(elf), len(elf))
-            self._check_start(lib.shim_open(self._shim, data, size, bool(verbose)), "open")
-            self.types = Btf(self._read_types())
+            self._handle.check_start(lib.shim_open(self._shim, data, size, bool(verbose)), "open")
+            handle.types = Btf(self._read_types())
         except BaseException:
             self.close()
             raise
@@ -352,8 +385,8 @@ class Skeleton:
             _names(self._shim, lib.shim_map_name),
             _names(self._shim, lib.shim_program_name),
         )
-        self.maps = Names("map", {name: Map(self, name) for name in maps if "." not in name})
-        self.progs = Names("program", {name: Program(self, name) for name in programs})
+        self.maps = Names("map", {name: Map(handle, name) for name in maps if "." not in name})
+        self.progs = Names("program", {name: Program(handle, name) for name in programs})
 
     def _read_types(self) -> bytes:
         size = lib.shim_types(self._shim, ffi.NULL, 0)
@@ -365,27 +398,27 @@ class Skeleton:
 
     def section(self, name: str) -> Variables:
         """The global variables of any section, such as ".data.mine"."""
-        return Variables(self, name)
+        return Variables(self._handle, name)
 
     @property
     def rodata(self) -> Variables:
         """The variables that are `const volatile`."""
-        return Variables(self, ".rodata")
+        return Variables(self._handle, ".rodata")
 
     @property
     def bss(self) -> Variables:
         """The variables that begin as 0."""
-        return Variables(self, ".bss")
+        return Variables(self._handle, ".bss")
 
     @property
     def data(self) -> Variables:
         """The variables that begin as something else."""
-        return Variables(self, ".data")
+        return Variables(self._handle, ".data")
 
     @property
     def log(self) -> str:
         """All that libbpf and the kernel's verifier said (str)."""
-        return ffi.string(lib.shim_log(self._shim)).decode(errors="replace")
+        return self._handle.log
 
     # ---- Steps ----
 
@@ -397,25 +430,25 @@ class Skeleton:
 
         Raises PrivilegeError, UnsupportedKernelError or LoadError; StateError when it was loaded.
         """
-        if self.loaded:
+        if self._handle.loaded:
             raise StateError("this skeleton was loaded before: make a new one")
-        self._check_start(self._try_to_load(max_latency_ns), "load")
+        self._handle.check_start(self._try_to_load(max_latency_ns), "load")
 
     def _try_to_load(self, max_latency_ns: int) -> int:
         """As `load()`, but returns what the shim does."""
         code: int = lib.shim_load(self._shim, max_latency_ns)
-        self.loaded = code == 0
+        self._handle.loaded = code == 0
         return code
 
     def attach(self) -> None:
         """Attaches each program that was loaded where its section says. Raises as `load()`."""
-        if not self.loaded:
+        if not self._handle.loaded:
             raise StateError("load() comes before attach()")
-        self._check_start(lib.shim_attach(self._shim), "attach")
+        self._handle.check_start(lib.shim_attach(self._shim), "attach")
 
     def detach(self) -> None:
         """Detaches all programs; returns when none runs any more."""
-        self._check(lib.shim_detach(self._shim))
+        self._handle.check(lib.shim_detach(self._shim))
 
     def close(self) -> None:
         """Detaches and frees everything. May be called again."""
@@ -426,25 +459,6 @@ class Skeleton:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-    # ---- What functions of the shim return ----
-
-    def _check(self, code: int) -> int:
-        if code == -ESHUTDOWN:
-            raise _closed()
-        return code
-
-    def _check_setting(self, code: int, what: str) -> None:
-        self._check(code)
-        if code == -EBUSY:
-            raise StateError(f"{what} can be set before load() only")
-        if code < 0:
-            raise SettingError(f"{what} cannot be set: {os.strerror(-code)}")
-
-    def _check_start(self, code: int, step: str) -> None:
-        self._check(code)
-        if code < 0:
-            raise start_error(-code, step, self.log)
 
 
 def _names(shim: Any, get: Callable[[Any, int], Any]) -> list[str]:

@@ -253,7 +253,7 @@ class Tracer:
         if code in (-EINVAL, -_NOT_SUPPORTED) and has_fallback:
             skeleton.close()
             return self._load_skeleton(fallback=True)
-        skeleton._check_start(code, "load")
+        skeleton._handle.check_start(code, "load")
         return skeleton
 
     def stop(self) -> None:

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""Tools that are not linked in: forks.bpf.c, opened from the bytes of its object file."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybootstrap import LoadError, ObjectError, SettingError, StateError, UnknownNameError
+from pybootstrap.engine import tracer as engine
+from pybootstrap.engine.build import BPF_FLAGS, WARNINGS, find_bpftool, find_clang
+from pybootstrap.engine.decoder import Decoder, Kind, LostEvent
+from pybootstrap.engine.skeleton import Skeleton
+from tests.live.source import ROOT
+from tests.support import bpftool, held_by, wait_until_gone
+
+HEADER = struct.Struct("=IH2xQQ")
+PAIR = struct.Struct("=II")
+
+
+def compiled(directory: Path, source: str, *options: str) -> bytes:
+    """The object of a source in this directory, as a tool's build makes it."""
+    import setup  # knows which libbpf
+
+    output = directory / "unlinked.o"
+    includes = [f"-I{ROOT / place}" for place in ("vmlinux", "bpf")]
+    includes += setup.find_libbpf().include
+    command = [find_clang(), *BPF_FLAGS, *WARNINGS, "-Werror", *includes, *options]
+    subprocess.run([*command, "-c", source, "-o", output], check=True, cwd=ROOT)
+    linked = directory / "linked.o"
+    subprocess.run([find_bpftool(), "gen", "object", linked, output], check=True)
+    return linked.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return compiled(tmp_path_factory.mktemp("forks"), "tests/live/forks.bpf.c")
+
+
+@pytest.fixture
+def skeleton(forks: bytes) -> Iterator[Skeleton]:
+    with Skeleton(forks) as skeleton:
+        skeleton.maps.rb.max_entries = 65536
+        yield skeleton
+
+
+def fork() -> int:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
+
+
+# ---- Variables, maps, programs ----
+
+
+def test_names_are_those_of_the_object(skeleton: Skeleton) -> None:
+    assert dir(skeleton.progs) == ["on_fork", "on_packet"]
+    assert dir(skeleton.maps) == ["counts", "pairs", "rb"]
+    assert {"only_parent", "pair", "flag", "wakeup_bytes"} <= set(dir(skeleton.rodata))
+    for names, what in ((skeleton.progs, "program"), (skeleton.maps, "map")):
+        with pytest.raises(UnknownNameError, match=f"no {what} 'nothing'; it has "):
+            names.nothing  # noqa: B018
+        assert not hasattr(names, "nothing")
+    with pytest.raises(UnknownNameError, match=r"it has .*only_parent"):
+        skeleton.rodata.only_child = 1
+
+
+def test_variables_have_the_types_of_c(skeleton: Skeleton) -> None:
+    assert (skeleton.rodata.flag, skeleton.data.level, skeleton.bss.seen) == (True, -5, 0)
+    skeleton.rodata.pair = {"left": -3, "right": b"\1\2\3"}
+    assert skeleton.rodata.pair == {"left": -3, "right": b"\1\2\3"}
+    for value in (-1, 2**32, "7", None):
+        with pytest.raises(SettingError, match="only_parent"):
+            skeleton.rodata.only_parent = value
+    with pytest.raises(SettingError, match="middle"):
+        skeleton.rodata.pair = {"middle": 1}
+
+
+def test_constants_are_set_before_load_and_others_at_any_time(skeleton: Skeleton) -> None:
+    skeleton.rodata.only_parent = 1
+    skeleton.data.level = 3
+    skeleton.load()
+    with pytest.raises(StateError, match="only_parent is constant after load"):
+        skeleton.rodata.only_parent = 2
+    assert skeleton.rodata.only_parent == 1
+    assert skeleton.data.level == 3
+    skeleton.data.level = -(2**31)
+    assert skeleton.data.level == -(2**31)
+
+
+def test_a_map_is_a_mapping(skeleton: Skeleton) -> None:
+    with pytest.raises(StateError, match="before load"):
+        skeleton.maps.pairs[1]
+    skeleton.load()
+    pairs = skeleton.maps.pairs
+    assert (list(pairs), 1 in pairs) == ([], False)
+    with pytest.raises(KeyError):
+        pairs[1]
+    with pytest.raises(KeyError):
+        del pairs[1]
+    pairs[1] = {"left": 7, "right": b"abc"}
+    pairs[2] = {"left": -7}
+    assert dict(pairs.items()) == {
+        1: {"left": 7, "right": b"abc"},
+        2: {"left": -7, "right": bytes(3)},
+    }
+    del pairs[1]
+    assert list(pairs) == [2]
+    with pytest.raises(SettingError):
+        pairs["two"]
+    with pytest.raises(OSError, match="pairs"):
+        for key in range(9):
+            pairs[key] = {}
+    with pytest.raises(StateError, match="before load"):
+        pairs.max_entries = 9
+
+
+def test_a_map_of_each_cpu_gives_a_list(skeleton: Skeleton) -> None:
+    skeleton.load()
+    counts = skeleton.maps.counts
+    cpus = len(counts[0])
+    assert cpus >= (os.cpu_count() or 1)
+    counts[0] = range(cpus)
+    assert counts[0] == list(range(cpus))
+    assert counts.total(0) == sum(range(cpus))
+    with pytest.raises(SettingError, match="one for each possible CPU"):
+        counts[0] = [1] * (cpus + 1)
+
+
+def test_programs_attach_where_their_section_says(skeleton: Skeleton) -> None:
+    skeleton.rodata.only_parent = os.getpid()
+    skeleton.progs.on_packet.autoload = False
+    with pytest.raises(StateError, match="before attach"):
+        skeleton.attach()
+    skeleton.load()
+    skeleton.attach()
+    for _ in range(10):
+        fork()
+    assert skeleton.bss.seen == 10
+    assert skeleton.maps.counts.total(1) == 10
+    assert skeleton.progs.on_fork.skipped == 0
+    assert skeleton.progs.on_packet.skipped is None
+    skeleton.detach()
+    fork()
+    assert skeleton.bss.seen == 10
+
+
+def test_a_program_is_attached_to_an_interface(skeleton: Skeleton) -> None:
+    program = skeleton.progs.on_packet
+    with pytest.raises(StateError, match="after load"):
+        program.attach_xdp("lo")
+    skeleton.load()
+    with pytest.raises(SettingError, match="no network interface 'nothing'"):
+        program.attach_xdp("nothing")
+    program.attach_xdp("lo")
+    with pytest.raises(StateError, match="attached already"):
+        program.attach_xdp("lo")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for _ in range(20):
+                sender.sendto(b"x", receiver.getsockname())
+        for _ in range(20):
+            receiver.recv(1)
+    assert skeleton.maps.counts.total(0) >= 20
+    skeleton.close()
+    assert "on_packet" not in {program.get("name") for program in bpftool("prog", "list")}
+
+
+def test_a_program_of_no_cgroup(skeleton: Skeleton, tmp_path: Path) -> None:
+    skeleton.load()
+    with pytest.raises(SettingError, match="cannot open the cgroup"):
+        skeleton.progs.on_packet.attach_cgroup(tmp_path / "nothing")
+    with pytest.raises(LoadError, match="cannot attach on_packet"):
+        skeleton.progs.on_packet.attach_cgroup(tmp_path)
+
+
+# ---- Steps and ends ----
+
+
+def test_steps_out_of_order(skeleton: Skeleton) -> None:
+    skeleton.load()
+    with pytest.raises(StateError, match="loaded before"):
+        skeleton.load()
+    with pytest.raises(StateError, match="before load"):
+        skeleton.progs.on_packet.autoload = False
+    skeleton.close()
+    skeleton.close()
+    uses: list[Callable[[], object]] = [
+        lambda: skeleton.bss.seen,
+        lambda: skeleton.maps.pairs[1],
+        lambda: list(skeleton.maps.pairs),
+        lambda: skeleton.maps.rb.max_entries,
+        lambda: skeleton.progs.on_fork.autoload,
+        skeleton.attach,
+        skeleton.detach,
+        skeleton.load,
+    ]
+    for use in uses:
+        with pytest.raises(StateError):
+            use()
+
+
+def test_nothing_is_left_in_the_kernel(forks: bytes) -> None:
+    skeleton = Skeleton(forks)
+    skeleton.maps.rb.max_entries = 65536
+    skeleton.load()
+    skeleton.attach()
+    held = held_by()
+    assert {kind for kind, _ in held} == {"prog", "map", "link"}
+    del skeleton  # nobody closes it
+    wait_until_gone(held)
+
+
+# ---- Objects that are none ----
+
+
+BAD: dict[str, Callable[[bytes], bytes]] = {
+    "no object": lambda _: b"\x7fELF" + bytes(9),
+    "no ELF": lambda _: b"#!/bin/sh\n",
+    "nothing": lambda _: b"",
+    "half": lambda elf: elf[: len(elf) // 2],
+    "another machine": lambda _: Path("/proc/self/exe").read_bytes(),
+    "another byte order": lambda elf: elf[:5] + b"\2" + elf[6:],
+    "without BTF": lambda elf: elf.replace(b"\0.BTF\0", b"\0.XTF\0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_objects_that_are_none(forks: bytes, name: str) -> None:
+    with pytest.raises(ObjectError) as raised:
+        Skeleton(BAD[name](forks))
+    assert "\n" not in str(raised.value)
+    assert not held_by()
+
+
+def test_a_program_that_the_kernel_refuses(tmp_path: Path) -> None:
+    source = tmp_path / "bad.bpf.c"
+    source.write_text(
+        '#include "vmlinux.h"\n#include <bpf/bpf_helpers.h>\n'
+        'char LICENSE[] SEC("license") = "Dual BSD/GPL";\n'
+        'SEC("raw_tp/sys_enter") int bad(u64 *ctx) { return *(int *)ctx[0]; }\n'
+    )
+    with Skeleton(compiled(tmp_path, str(source))) as skeleton:
+        with pytest.raises(LoadError) as raised:
+            skeleton.load()
+        assert "invalid mem access" in raised.value.log
+        assert "\n" not in str(raised.value)
+        with pytest.raises(StateError, match=r"load\(\) comes before"):
+            skeleton.attach()
+
+
+# ---- A Tracer of another tool ----
+
+
+def fork_decoder(_: Mapping[int, Callable[[bytes], Any]] | None) -> Decoder:
+    def unpack(batch: bytes, at: int) -> tuple[int, ...]:
+        return (*HEADER.unpack_from(batch, at), 0, 0)
+
+    kind = Kind(lambda record: PAIR.unpack_from(record, HEADER.size), HEADER.size + PAIR.size, 0)
+    return Decoder({1: kind}, unpack)
+
+
+def test_a_tracer_of_another_tool(forks: bytes) -> None:
+    class Forks(engine.Tracer):
+        OBJECT = forks
+
+        def _set_up(self, skeleton: Skeleton, fallback: bool) -> bool:
+            assert not fallback
+            skeleton.rodata.only_parent = os.getpid()
+            skeleton.progs.on_packet.autoload = False
+            return False
+
+        def _make_decoder(self, kinds: Any) -> Decoder:
+            return fork_decoder(kinds)
+
+    with Forks(ring_size=65536) as tracer:
+        children = [fork() for _ in range(50)]
+        tracer.stop()
+        assert list(tracer) == [(os.getpid(), child) for child in children]
+        assert tracer.stats == (50, 50, 0, 0)
+    with Forks(ring_size=65536) as tracer:
+        for _ in range(3000):
+            fork()
+        tracer.stop()
+        events = list(tracer)
+        stats = tracer.stats
+    lost = sum(event.count for event in events if isinstance(event, LostEvent))
+    assert lost > 0
+    assert stats.produced == 3000 == stats.received + lost
