@@ -14,7 +14,7 @@ from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap._version import __version__
 
 if TYPE_CHECKING:
-    from pybootstrap.errors import (
+    from pybootstrap.engine.errors import (
         BootstrapError,
         LoadError,
         ObjectError,
@@ -31,7 +31,7 @@ else:
     # The same at run time, but imported when first asked for (PEP 562): importing one module of
     # this package, as the command does, must not load the others.
     _NAMES = {
-        "errors": (
+        "engine.errors": (
             "BootstrapError",
             "LoadError",
             "ObjectError",
@@ -57,7 +57,7 @@ else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__():
-        return sorted({*globals(), *_NAMES, *__all__})
+        return sorted({*globals(), "events", "tracer", *__all__})
 
 
 __all__ = [

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
-    from pybootstrap.errors import BootstrapError
+    from pybootstrap.engine.errors import BootstrapError
     from pybootstrap.render import Renderer
     from pybootstrap.tracer import Stats, Tracer
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from pybootstrap import errors  # not before: --help needs none of it
+    from pybootstrap.engine import errors  # not before: --help needs none of it
 
     try:
         if options.version:
@@ -77,8 +77,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status_of(error: BootstrapError) -> int:
-    from pybootstrap import errors
     from pybootstrap._parser import EX_USAGE
+    from pybootstrap.engine import errors
 
     statuses = (
         (errors.SettingError, EX_USAGE),
@@ -89,7 +89,7 @@ def _status_of(error: BootstrapError) -> int:
 
 
 def _trace(options: argparse.Namespace) -> int:
-    from pybootstrap.privileges import account, acting_as, give_up, invoking_account
+    from pybootstrap.engine.privileges import account, acting_as, give_up, invoking_account
 
     if options.output == "-":
         options.output = None
@@ -215,8 +215,8 @@ def _report_losses(stats: Stats, strict: bool) -> int:
 def _check() -> int:
     """Prints what is and what is not as it must be; 0 when this machine can trace."""
     from pybootstrap._native import lib
-    from pybootstrap.check import surroundings
-    from pybootstrap.errors import BootstrapError
+    from pybootstrap.engine.check import surroundings
+    from pybootstrap.engine.errors import BootstrapError
     from pybootstrap.tracer import Tracer
 
     status = 0

@@ -9,9 +9,9 @@ from errno import EBADF
 
 from pybootstrap._native import lib
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
-from pybootstrap.check import kernel_version
 from pybootstrap.engine import tracer as engine
-from pybootstrap.errors import SettingError
+from pybootstrap.engine.check import kernel_version
+from pybootstrap.engine.errors import SettingError
 from pybootstrap.events import make_decoder
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from typing import Any
 from unittest import SkipTest
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Stats, Tracer
-from pybootstrap.errors import BootstrapError
+from pybootstrap.engine.errors import BootstrapError
 from tests.support import (
     DEADLINE_S,
     Command,

@@ -24,7 +24,7 @@ from unittest import SkipTest
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Tracer
 from pybootstrap._native import ffi, lib
-from pybootstrap.check import kernel_version
+from pybootstrap.engine.check import kernel_version
 
 DEADLINE_S = 60.0  # far more than anything takes, emulated too; a test that needs it has failed
 ONE_HOUR_MS = 3_600_000  # the least duration for a Tracer that gets no events

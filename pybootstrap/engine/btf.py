@@ -18,7 +18,7 @@ from operator import index
 from os import fsencode
 
 from pybootstrap._typing import TYPE_CHECKING
-from pybootstrap.errors import ObjectError, RecordError, SettingError
+from pybootstrap.engine.errors import ObjectError, RecordError, SettingError
 
 if TYPE_CHECKING:
     from typing import Any

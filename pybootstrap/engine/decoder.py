@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
-from pybootstrap.errors import RecordError
+from pybootstrap.engine.errors import RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -24,7 +24,7 @@ from errno import EALREADY, ENODEV, ENOENT, ESHUTDOWN
 from pybootstrap._native import ffi, lib
 from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.engine.btf import Btf
-from pybootstrap.errors import (
+from pybootstrap.engine.errors import (
     LoadError,
     ObjectError,
     SettingError,

@@ -29,8 +29,8 @@ from errno import EINTR, EINVAL, ESHUTDOWN
 from pybootstrap._native import ffi, lib
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
 from pybootstrap.engine.decoder import Decoder
+from pybootstrap.engine.errors import RecordError, SettingError, StateError
 from pybootstrap.engine.skeleton import Skeleton
-from pybootstrap.errors import RecordError, SettingError, StateError
 
 if TYPE_CHECKING:
     import asyncio

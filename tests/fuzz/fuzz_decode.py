@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from pybootstrap import ExitEvent, LostEvent
 from pybootstrap._native import ffi, lib
 from pybootstrap.engine.decoder import Decoder
-from pybootstrap.errors import RecordError
+from pybootstrap.engine.errors import RecordError
 from pybootstrap.events import Event, make_decoder, member
 from pybootstrap.render import TextRenderer
 from pybootstrap.render_json import render_json

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pybootstrap import SettingError
-from pybootstrap.privileges import Account, account, invoking_account
+from pybootstrap.engine.privileges import Account, account, invoking_account
 from tests.live.conftest import Feed, Start
 from tests.live.source import A, Sender
 from tests.support import run, run_until, status_of
@@ -139,7 +139,7 @@ def test_accounts() -> None:
 SERVICE = """
 import ctypes, os
 from pybootstrap import Tracer
-from pybootstrap.privileges import give_up
+from pybootstrap.engine.privileges import give_up
 with Tracer() as tracer:
     os.setgroups([])
     os.setresgid(*[{gid}] * 3)

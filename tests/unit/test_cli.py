@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from pybootstrap import BootstrapError, LoadError, LostEvent, PrivilegeError, SettingError
-from pybootstrap.check import version_of
 from pybootstrap.cli import _first, _status_of
-from pybootstrap.errors import start_error
+from pybootstrap.engine.check import version_of
+from pybootstrap.engine.errors import start_error
 
 GAP = LostEvent(2, 1, 3)
 

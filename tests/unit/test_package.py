@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import pybootstrap
-from pybootstrap import LostEvent, Stats, Usage, errors, events, tracer
-from pybootstrap.privileges import Account
+from pybootstrap import LostEvent, Stats, Usage, events, tracer
+from pybootstrap.engine import errors
+from pybootstrap.engine.privileges import Account
 
 
 @pytest.mark.parametrize("name", pybootstrap.__all__)
@@ -56,7 +57,7 @@ def _loaded_by(code: str) -> set[str]:
 
 
 def test_parts_of_the_command_load_nothing_slow() -> None:
-    parts = ("tracer", "render", "privileges", "engine.btf")
+    parts = ("tracer", "render", "engine.privileges", "engine.btf")
     loaded = _loaded_by("import " + ", ".join(f"pybootstrap.{part}" for part in parts))
     assert {"pybootstrap.tracer", "enum"} <= loaded
     assert not loaded & {"typing", "json", "asyncio", "pathlib", "inspect"}

@@ -68,7 +68,7 @@ def start_error(code: int, step: str, log: str) -> BootstrapError:
         return LoadError(
             f"cannot {step} the BPF programs: {os.strerror(code)}: raise the limit with `ulimit -n`"
         )
-    from pybootstrap.check import surroundings  # only when something is wrong
+    from pybootstrap.engine.check import surroundings  # only when something is wrong
 
     error: BootstrapError
     failed = next((check for check in surroundings() if not check.ok), None)

@@ -11,7 +11,7 @@ from errno import EPERM
 
 from pybootstrap._native import lib
 from pybootstrap._typing import NamedTuple
-from pybootstrap.errors import PrivilegeError, SettingError
+from pybootstrap.engine.errors import PrivilegeError, SettingError
 
 _KEEP = 2**32 - 1  # as setresuid(2) has it: no change
 
