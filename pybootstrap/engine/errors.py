@@ -82,7 +82,7 @@ def start_error(code: int, step: str, log: str) -> BootstrapError:
             "look at the seccomp and security policy of its container or service"
         )
     elif code == ENOMEM:
-        error = LoadError("not enough memory for the BPF maps: try a smaller ring or max_processes")
+        error = LoadError("not enough memory for the BPF maps: make the ring or others smaller")
     else:
         verdict = _last_line(log)
         error = LoadError(

@@ -2,9 +2,9 @@
 """An object with BPF programs, by the names that are in it: open, then load, then attach.
 
     skeleton = Skeleton(Path("mytool.bpf.o").read_bytes())     # open
-    skeleton.rodata.min_duration_ns = 10_000_000
+    skeleton.rodata.port = 443
     skeleton.maps.rb.max_entries = 1 << 20
-    skeleton.progs.handle_exit_old.autoload = False
+    skeleton.progs.on_packet.autoload = False
     skeleton.load()
     skeleton.attach()
     print(skeleton.bss.lost)
