@@ -17,7 +17,6 @@ in the object, a value that does not fit, and a step out of order are errors tha
 from __future__ import annotations
 
 import os
-import socket
 from contextlib import suppress
 from errno import EALREADY, ENODEV, ENOENT, ESHUTDOWN
 
@@ -92,6 +91,8 @@ class Names:
         self._parts = parts
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asked by copy and pickle, before there is anything
+            raise AttributeError(name)
         try:
             return self._parts[name]
         except KeyError:
@@ -135,6 +136,8 @@ class Variables:
             raise _unknown(f"variable in {self._section}", name, self._known) from None
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asked by copy and pickle, before there is anything
+            raise AttributeError(name)
         offset, kind = self._find(name)
         value = ffi.new("char[]", kind.size)
         where = (self._section.encode(), offset, value, kind.size)
@@ -322,9 +325,11 @@ class Program:
 
     def attach_xdp(self, interface: str) -> None:
         """Attaches it to a network interface; raises SettingError when there is none."""
+        import socket  # few need it, and it takes 3 ms
+
         try:
             index = socket.if_nametoindex(interface)
-        except OSError:
+        except (OSError, ValueError):
             raise SettingError(f"there is no network interface {interface!r}") from None
         self._attach(lib.SHIM_XDP, index, interface)
 
@@ -332,8 +337,9 @@ class Program:
         """Attaches it to a cgroup, by its directory (v2); raises SettingError when it is none."""
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise SettingError(f"cannot open the cgroup {path!r}: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise SettingError(f"cannot open the cgroup {path!r}: {reason}") from None
         try:
             self._attach(lib.SHIM_CGROUP, descriptor, os.fspath(path))
         finally:

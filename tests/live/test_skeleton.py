@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 import struct
@@ -72,6 +73,10 @@ def test_names_are_those_of_the_object(skeleton: Skeleton) -> None:
         assert not hasattr(names, "nothing")
     with pytest.raises(UnknownNameError, match=r"it has .*only_parent"):
         skeleton.rodata.only_child = 1
+    assert [dir(copy.copy(part)) for part in (skeleton.maps, skeleton.bss)] == [
+        dir(skeleton.maps),
+        dir(skeleton.bss),
+    ]
 
 
 def test_variables_have_the_types_of_c(skeleton: Skeleton) -> None:

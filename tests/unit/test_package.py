@@ -60,7 +60,7 @@ def test_parts_of_the_command_load_nothing_slow() -> None:
     parts = ("tracer", "render", "engine.privileges", "engine.btf")
     loaded = _loaded_by("import " + ", ".join(f"pybootstrap.{part}" for part in parts))
     assert {"pybootstrap.tracer", "enum"} <= loaded
-    assert not loaded & {"typing", "json", "asyncio", "pathlib", "inspect"}
+    assert not loaded & {"typing", "json", "asyncio", "pathlib", "inspect", "socket"}
 
 
 @pytest.mark.parametrize("kind", [Stats, Usage, LostEvent, Account])
