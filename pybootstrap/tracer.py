@@ -11,7 +11,7 @@ from pybootstrap._native import lib
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
 from pybootstrap.engine import tracer as engine
 from pybootstrap.engine.check import kernel_version
-from pybootstrap.engine.errors import SettingError
+from pybootstrap.engine.errors import SettingError, start_error
 from pybootstrap.events import make_decoder
 
 if TYPE_CHECKING:
@@ -197,6 +197,17 @@ class Tracer(engine.Tracer):
         self._cgroups = [_cgroup(path) for path in _values("cgroups", cgroups)]
         self._filters.update(failed=bool(failed), cgroups=len(self._cgroups))
 
+    def start(self) -> Any:
+        """As the engine's; raises SettingError for a path that is no cgroup, too."""
+        descriptors: list[int] = []
+        try:
+            descriptors.extend(map(_open_cgroup, self._cgroups))
+            self._descriptors = descriptors
+            return super().start()
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
     # ---- What the engine asks ----
 
     def _set_up(self, skeleton: Skeleton, fallback: bool) -> bool:
@@ -237,18 +248,15 @@ class Tracer(engine.Tracer):
             maps.exec_text_long.max_entries = min(self._max_processes, 4096)
 
     def _set_up_maps(self, skeleton: Skeleton) -> None:
-        for index, path in enumerate(self._cgroups):
-            descriptor = _open_cgroup(path)
-            try:
+        try:
+            for index, descriptor in enumerate(self._descriptors):
                 skeleton.maps.cgroups[index] = descriptor
-            except OSError as error:
-                if error.errno != EBADF:
-                    raise
-                raise SettingError(
-                    f"not all of these are directories of cgroup v2: {self._cgroups}"
-                ) from None
-            finally:
-                os.close(descriptor)
+        except OSError as error:
+            if error.errno != EBADF:
+                raise start_error(error.errno or 0, "load", skeleton.log) from None
+            raise SettingError(
+                f"not all of these are directories of cgroup v2: {self._cgroups}"
+            ) from None
 
     def _make_decoder(self, kinds: Mapping[int, Callable[[bytes], Any]] | None) -> Decoder:
         return make_decoder(kinds)

@@ -415,7 +415,9 @@ class Btf:
             return self._type(type_id)
         if size in _UNSIGNED:
             return Type("int", f"{size} bytes", size, _UNSIGNED[size])
-        return Type("array", f"char[{size}]", size, f"{size}s")
+        plain = Type("array", f"unsigned char[{size}]", size, f"{size}s")
+        plain.element, plain.count = Type("int", "unsigned char", 1, "B"), size
+        return plain
 
     # ---- Making types ----
 

@@ -17,8 +17,9 @@ in the object, a value that does not fit, and a step out of order are errors tha
 from __future__ import annotations
 
 import os
+import weakref
 from contextlib import suppress
-from errno import EALREADY, ENODEV, ENOENT, ESHUTDOWN
+from errno import EALREADY, ENODEV, ENOENT, ENOKEY, ESHUTDOWN
 
 from pybootstrap._native import ffi, lib
 from pybootstrap._typing import TYPE_CHECKING
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Map", "Names", "Program", "Skeleton", "Variables"]
 
-_PER_CPU = {5, 6, 10}  # enum bpf_map_type: BPF_MAP_TYPE_PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
-_ARRAYS = {2, 6}  # those in which each index is an entry: ARRAY, PERCPU_ARRAY
+# enum bpf_map_type: BPF_MAP_TYPE_PERCPU_HASH, _PERCPU_ARRAY, _LRU_PERCPU_HASH,
+# _PERCPU_CGROUP_STORAGE. As in shim.c.
+_PER_CPU = {5, 6, 10, 21}
+_MAX_NS = 2**63 - 1
 
 
 class _Handle:
@@ -50,12 +53,13 @@ class _Handle:
     With one, a skeleton that nobody closed would wait for the garbage collector.
     """
 
-    __slots__ = ("loaded", "shim", "types")
+    __slots__ = ("loaded", "sections", "shim", "types")
 
     def __init__(self, shim: Any) -> None:
         self.shim = shim
         self.loaded = False
         self.types: Btf
+        self.sections: dict[str, dict[str, tuple[int, Type]]] = {}
 
     def check(self, code: int) -> int:
         """What a function of the shim returned, unless it was refused."""
@@ -127,7 +131,10 @@ class Variables:
     """
 
     def __init__(self, handle: _Handle, section: str) -> None:
-        vars(self).update(_handle=handle, _section=section, _known=handle.types.variables(section))
+        known = handle.sections.get(section)
+        if known is None:
+            known = handle.sections[section] = handle.types.variables(section)
+        vars(self).update(_handle=handle, _section=section, _known=known)
 
     def _find(self, name: str) -> Any:
         try:
@@ -141,7 +148,8 @@ class Variables:
         offset, kind = self._find(name)
         value = ffi.new("char[]", kind.size)
         where = (self._section.encode(), offset, value, kind.size)
-        self._handle.check(lib.shim_get(self._handle.shim, *where))
+        if self._handle.check(lib.shim_get(self._handle.shim, *where)) < 0:
+            raise StateError(f"{name} cannot be read: {self._section} is no section of variables")
         return kind.decode(ffi.buffer(value)[:])
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -206,37 +214,40 @@ class Map:
     # ---- Entries ----
 
     def _types(self) -> tuple[Any, Type, Type]:
+        """What it is, and the types of keys and values; known for good once it is loaded."""
+        if not self._handle.loaded:
+            raise StateError(f"the map {self.name} has no entries before load()")
         if self._forms is None:
             about, types = self._about(), self._handle.types
-            self._forms = (
-                about,
+            forms = (
                 types.plain_type(about.key_type, about.key_size),
                 types.plain_type(about.value_type, about.value_size),
             )
+            if [form.size for form in forms] != [about.key_size, about.value_size]:
+                raise ObjectError(f"the types of the map {self.name} do not have its sizes")
+            self._forms = (about, *forms)
         return self._forms
 
-    def _call(self, function: Callable[..., int], key: object, *others: object) -> None:
-        code = function(self._handle.shim, self._key, self._types()[1].encode(key), *others)
-        if code == -ENOENT:
-            raise KeyError(key)
-        if code == -ENODEV:
-            raise StateError(f"the map {self.name} has no entries before load()")
+    def _failed(self, code: int, key: object) -> Exception:
+        """The error for what a function of the shim returned."""
         self._handle.check(code)
-        if code < 0:
-            raise OSError(-code, f"map {self.name}, key {key!r}: {os.strerror(-code)}")
+        if code == -ENODEV:
+            return StateError(f"the map {self.name} was not created")
+        return OSError(-code, f"map {self.name}, key {key!r}: {os.strerror(-code)}")
 
-    def _value_size(self) -> int:
-        """Of what the kernel gives for a key."""
-        about = self._types()[0]
-        size: int = about.value_size
-        if about.type in _PER_CPU:
-            size = (size + 7) // 8 * 8 * lib.shim_possible_cpus()
-        return size
+    def _key_of(self, key: object) -> tuple[bytes, int]:
+        encoded = self._types()[1].encode(key)
+        return encoded, len(encoded)
 
     def __getitem__(self, key: object) -> Any:
         about, _, value_type = self._types()
-        value = ffi.new("char[]", self._value_size())
-        self._call(lib.shim_map_lookup, key, value)
+        value = ffi.new("char[]", about.entry_size)
+        place = (*self._key_of(key), value, about.entry_size)
+        code = lib.shim_map_lookup(self._handle.shim, self._key, *place)
+        if code == -ENOENT:
+            raise KeyError(key)
+        if code < 0:
+            raise self._failed(code, key)
         got = ffi.buffer(value)[:]
         if about.type not in _PER_CPU:
             return value_type.decode(got)
@@ -249,17 +260,24 @@ class Map:
         if about.type in _PER_CPU:
             pad = bytes(-about.value_size % 8)
             encoded = b"".join(value_type.encode(one) + pad for one in value)
+            if len(encoded) != about.entry_size:
+                raise SettingError(
+                    f"the map {self.name} takes a list of {lib.shim_possible_cpus()} values, one "
+                    f"for each possible CPU, not {value!r}"
+                )
         else:
             encoded = value_type.encode(value)
-        if len(encoded) != self._value_size():
-            raise SettingError(
-                f"the map {self.name} takes a list of {lib.shim_possible_cpus()} values, one for "
-                f"each possible CPU, not {value!r}"
-            )
-        self._call(lib.shim_map_update, key, encoded)
+        place = (*self._key_of(key), encoded, len(encoded))
+        code = lib.shim_map_update(self._handle.shim, self._key, *place)
+        if code < 0:
+            raise self._failed(code, key)
 
     def __delitem__(self, key: object) -> None:
-        self._call(lib.shim_map_delete, key)
+        code = lib.shim_map_delete(self._handle.shim, self._key, *self._key_of(key))
+        if code == -ENOENT:
+            raise KeyError(key)
+        if code < 0:
+            raise self._failed(code, key)
 
     def __contains__(self, key: object) -> bool:
         try:
@@ -271,14 +289,14 @@ class Map:
     def __iter__(self) -> Iterator[Any]:
         """Its keys, as long as nobody deletes entries meanwhile; then some may come twice."""
         about, key_type, _ = self._types()
-        before, key = ffi.NULL, ffi.new("char[]", about.key_size)
+        size = about.key_size
+        before, key = ffi.NULL, ffi.new("char[]", size)
         while True:
-            code = lib.shim_map_next(self._handle.shim, self._key, before, key)
+            code = lib.shim_map_next(self._handle.shim, self._key, before, key, size)
             if code == -ENOENT:
                 return
-            if code == -ENODEV:
-                raise StateError(f"the map {self.name} has no entries before load()")
-            self._handle.check(code)
+            if code < 0:
+                raise self._failed(code, "any")
             before = ffi.new("char[]", ffi.buffer(key)[:])
             yield key_type.decode(ffi.buffer(key)[:])
 
@@ -361,6 +379,23 @@ class Program:
         return f"<program {self.name}>"
 
 
+_skeletons: weakref.WeakSet[Skeleton] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """In a child of fork(2), which has the parent's descriptors: closes them."""
+    lib.shim_after_fork(True)
+    for skeleton in list(_skeletons):
+        lib.shim_close_in_child(skeleton._shim)
+
+
+os.register_at_fork(
+    before=lib.shim_before_fork,
+    after_in_parent=lambda: lib.shim_after_fork(False),
+    after_in_child=_leave_to_parent,
+)
+
+
 class Skeleton:
     """An open object.
 
@@ -368,8 +403,11 @@ class Skeleton:
         elf: what is in the object file; None: the object that is linked into the extension.
         verbose: libbpf's debug messages go to stderr.
 
-    Raises ObjectError for a file that is none, or that has no BTF. No two threads may use it at the
-    same time, except for reading variables, entries and what is `skipped`.
+    Raises ObjectError for a file that is none, or that has no BTF. The file must be from somebody
+    you trust: it becomes a part of the kernel, and libbpf can crash on one that is damaged.
+
+    No two threads may use a skeleton at the same time, except for reading variables, entries and
+    what is `skipped`. A child of fork(2) has a closed one.
     """
 
     def __init__(self, elf: bytes | None = None, *, verbose: bool = False) -> None:
@@ -380,6 +418,7 @@ class Skeleton:
         if not self._shim:
             raise MemoryError
         self._handle = handle = _Handle(self._shim)
+        _skeletons.add(self)
         try:
             data, size = (ffi.NULL, 0) if elf is None else (ffi.from_buffer(elf), len(elf))
             self._handle.check_start(lib.shim_open(self._shim, data, size, bool(verbose)), "open")
@@ -442,7 +481,16 @@ class Skeleton:
 
     def _try_to_load(self, max_latency_ns: int) -> int:
         """As `load()`, but returns what the shim does."""
+        if not 0 <= max_latency_ns <= _MAX_NS:
+            raise SettingError(
+                f"max_latency_ns must be from 0 to {_MAX_NS}, not {max_latency_ns!r}"
+            )
         code: int = lib.shim_load(self._shim, max_latency_ns)
+        if code == -ENOKEY:
+            raise LoadError(
+                'the map "rb" lacks the variables of ring.bpf.h: include that, or give it another '
+                "name"
+            )
         self._handle.loaded = code == 0
         return code
 
@@ -470,5 +518,5 @@ class Skeleton:
 def _names(shim: Any, get: Callable[[Any, int], Any]) -> list[str]:
     names: list[str] = []
     while (name := get(shim, len(names))) != ffi.NULL:
-        names.append(ffi.string(name).decode())
+        names.append(ffi.string(name).decode(errors="replace"))
     return names

@@ -29,7 +29,7 @@ from errno import EINTR, EINVAL, ESHUTDOWN
 from pybootstrap._native import ffi, lib
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
 from pybootstrap.engine.decoder import Decoder
-from pybootstrap.engine.errors import RecordError, SettingError, StateError
+from pybootstrap.engine.errors import RecordError, SettingError, StateError, start_error
 from pybootstrap.engine.skeleton import Skeleton
 
 if TYPE_CHECKING:
@@ -106,16 +106,11 @@ _main_thread = threading.main_thread().ident  # where Python runs signal handler
 def _leave_to_parent() -> None:
     global _main_thread  # noqa: PLW0603
     _main_thread = threading.main_thread().ident
-    lib.shim_after_fork(True)
     for tracer in list(_tracers):
         tracer._leave_to_parent()
 
 
-os.register_at_fork(
-    before=lib.shim_before_fork,
-    after_in_parent=lambda: lib.shim_after_fork(False),
-    after_in_child=_leave_to_parent,
-)
+os.register_at_fork(after_in_child=_leave_to_parent)  # after that of skeletons, which close then
 
 
 class Tracer:
@@ -224,8 +219,10 @@ class Tracer:
         try:
             self._load()
             self._started = True
-        except BaseException:
+        except BaseException as error:
             self._free()
+            if self._closing and isinstance(error, StateError):  # closed by a signal handler
+                raise _closed() from None
             raise
         if self._stopping:  # by a signal handler, meanwhile
             self.stop()
@@ -242,7 +239,8 @@ class Tracer:
         if self._closing:
             raise _closed()
 
-    def _load_skeleton(self, fallback: bool = False) -> Skeleton:
+    def _load_skeleton(self, fallback: bool = False, log: str = "") -> Skeleton:
+        """Opens and loads; `log` is what was said when what is set up first was refused."""
         skeleton = Skeleton(self.OBJECT, verbose=self._verbose)
         # From here on the shim may be passed to any function at any time.
         self._skeleton, self._shim = skeleton, skeleton._shim
@@ -250,11 +248,14 @@ class Tracer:
         skeleton.rodata.wakeup_bytes = self._ring_size // 4
         has_fallback = self._set_up(skeleton, fallback)
         code = skeleton._try_to_load(self._max_latency_ns)
+        if code == 0:
+            return skeleton
+        log += skeleton.log
         if code in (-EINVAL, -_NOT_SUPPORTED) and has_fallback:
             skeleton.close()
-            return self._load_skeleton(fallback=True)
-        skeleton._handle.check_start(code, "load")
-        return skeleton
+            return self._load_skeleton(fallback=True, log=log)
+        skeleton._handle.check(code)
+        raise start_error(-code, "load", log)
 
     def stop(self) -> None:
         """Ends tracing; may be called at any time, by any thread or signal handler.
@@ -296,7 +297,7 @@ class Tracer:
             wake_task()
 
     def _leave_to_parent(self) -> None:
-        """In a child of fork(2), which has the parent's descriptors: closes them, wakes nobody.
+        """In a child of fork(2), whose skeleton is closed.
 
         The threads that may have held the lock are not in this process.
         """
@@ -308,7 +309,6 @@ class Tracer:
         if self._hooked:
             signal.set_wakeup_fd(-1)
             self._hooked = False
-        lib.shim_close_in_child(self._shim)
 
     def __enter__(self) -> Any:
         return self.start()
@@ -440,7 +440,10 @@ class Tracer:
         code = lib.shim_stats(self._shim, counted)
         if code < 0 or self._skeleton is None:
             raise _closed()
-        return self._count(self._skeleton, counted.produced, counted.received, counted.lost)
+        try:
+            return self._count(self._skeleton, counted.produced, counted.received, counted.lost)
+        except StateError:
+            raise _closed() from None
 
     def _check_usable(self) -> None:
         if self._pid not in (0, os.getpid()):

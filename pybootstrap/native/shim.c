@@ -59,6 +59,7 @@ struct shim {
 	struct bpf_object_skeleton *skeleton;
 	void *parts; /* what it points to */
 	struct bpf_object *names; /* has the names in it, unless it was linked in */
+	atomic_bool loading; /* or loaded, or load has failed */
 	atomic_bool loaded;
 	struct ring_buffer *rb;
 	/* Variables of ring.bpf.h. */
@@ -401,12 +402,14 @@ static int make_skeleton(struct shim *s, const void *elf, unsigned long long siz
 	struct bpf_object_skeleton *skeleton = calloc(1, sizeof(*skeleton));
 	struct parts *parts = calloc(1, sizeof(*parts));
 	int maps, programs;
+	/* Without a name libbpf takes the address; it is part of the names of maps in the kernel. */
+	LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = "tool");
 
 	s->skeleton = skeleton;
 	s->parts = parts;
 	if (!skeleton || !parts)
 		return -ENOMEM;
-	s->names = bpf_object__open_mem(elf, size, NULL);
+	s->names = bpf_object__open_mem(elf, size, &options);
 	if (!s->names)
 		return -errno;
 	maps = count_parts(s->names, &programs);
@@ -511,6 +514,27 @@ int shim_types(struct shim *s, void *to, unsigned int size)
 	return enter(s) ? leave(s, copy_types(s, to, size)) : -ESHUTDOWN;
 }
 
+static bool is_per_cpu(const struct bpf_map *map)
+{
+	switch (bpf_map__type(map)) {
+	case BPF_MAP_TYPE_PERCPU_HASH:
+	case BPF_MAP_TYPE_PERCPU_ARRAY:
+	case BPF_MAP_TYPE_LRU_PERCPU_HASH:
+	case BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* How many bytes the kernel reads or writes for a key. */
+static unsigned int entry_size(const struct bpf_map *map)
+{
+	unsigned int size = bpf_map__value_size(map);
+
+	return is_per_cpu(map) ? (size + 7) / 8 * 8 * libbpf_num_possible_cpus() : size;
+}
+
 static int describe_map(const struct bpf_map *map, struct shim_map *about)
 {
 	if (!map)
@@ -519,6 +543,7 @@ static int describe_map(const struct bpf_map *map, struct shim_map *about)
 		.type = bpf_map__type(map),
 		.key_size = bpf_map__key_size(map),
 		.value_size = bpf_map__value_size(map),
+		.entry_size = entry_size(map),
 		.max_entries = bpf_map__max_entries(map),
 		.key_type = bpf_map__btf_key_type_id(map),
 		.value_type = bpf_map__btf_value_type_id(map),
@@ -583,8 +608,8 @@ static char *section_memory(const struct shim *s, const char *section, unsigned 
 
 	if (!memory || size > all || offset > all - size)
 		return NULL;
-	if (to_write && atomic_load(&s->loaded) && bpf_map__map_flags(map) & BPF_F_RDONLY_PROG)
-		return NULL; /* it is read-only now */
+	if (to_write && atomic_load(&s->loading) && bpf_map__map_flags(map) & BPF_F_RDONLY_PROG)
+		return NULL; /* it is read-only now, or will be in a moment */
 	return memory + offset;
 }
 
@@ -637,54 +662,65 @@ static const unsigned long long *ring_variable(const struct shim *s, const char 
 
 /* ---- Maps ---- */
 
-static int map_fd(const struct shim *s, const char *name)
+/* The descriptor of a map with keys, or values too, of these sizes; or -errno. */
+static int map_fd(const struct bpf_map *map, unsigned int key_size, const unsigned int *value_size)
 {
-	const struct bpf_map *map = find_map(s, name);
-	int fd = map ? bpf_map__fd(map) : -ENOENT;
+	int fd = map && bpf_map__autocreate(map) ? bpf_map__fd(map) : -1;
 
-	return fd == -EINVAL || fd == -1 ? -ENOENT : fd; /* not created */
+	if (fd < 0)
+		return -ENODEV;
+	if (key_size != bpf_map__key_size(map) || (value_size && *value_size != entry_size(map)))
+		return -EMSGSIZE;
+	return fd;
 }
 
-int shim_map_lookup(struct shim *s, const char *name, const void *key, void *value)
+static int created_map(const struct shim *s, const char *name, unsigned int key_size,
+		       const unsigned int *value_size)
+{
+	return atomic_load(&s->loaded) ? map_fd(find_map(s, name), key_size, value_size) : -ENODEV;
+}
+
+int shim_map_lookup(struct shim *s, const char *name, const void *key, unsigned int key_size,
+		    void *value, unsigned int value_size)
 {
 	int fd;
 
 	if (!enter(s))
 		return -ESHUTDOWN;
-	fd = map_fd(s, name);
-	return leave(s, fd < 0 ? -ENODEV : bpf_map_lookup_elem(fd, key, value) ? -errno : 0);
+	fd = created_map(s, name, key_size, &value_size);
+	return leave(s, fd < 0 ? fd : bpf_map_lookup_elem(fd, key, value) ? -errno : 0);
 }
 
-int shim_map_update(struct shim *s, const char *name, const void *key, const void *value)
+int shim_map_update(struct shim *s, const char *name, const void *key, unsigned int key_size,
+		    const void *value, unsigned int value_size)
 {
 	int fd;
 
 	if (!enter(s))
 		return -ESHUTDOWN;
-	fd = map_fd(s, name);
-	return leave(s, fd < 0					       ? -ENODEV
-			: bpf_map_update_elem(fd, key, value, BPF_ANY) ? -errno
-								       : 0);
+	fd = created_map(s, name, key_size, &value_size);
+	return leave(s, fd < 0 ? fd : bpf_map_update_elem(fd, key, value, BPF_ANY) ? -errno : 0);
 }
 
-int shim_map_delete(struct shim *s, const char *name, const void *key)
+int shim_map_delete(struct shim *s, const char *name, const void *key, unsigned int key_size)
 {
 	int fd;
 
 	if (!enter(s))
 		return -ESHUTDOWN;
-	fd = map_fd(s, name);
-	return leave(s, fd < 0 ? -ENODEV : bpf_map_delete_elem(fd, key) ? -errno : 0);
+	fd = created_map(s, name, key_size, NULL);
+	return leave(s, fd < 0 ? fd : bpf_map_delete_elem(fd, key) ? -errno : 0);
 }
 
-int shim_map_next(struct shim *s, const char *name, const void *key, void *next)
+int shim_map_next(struct shim *s, const char *name, const void *key, void *next,
+		  unsigned int key_size)
 {
 	int fd;
 
 	if (!enter(s))
 		return -ESHUTDOWN;
-	fd = map_fd(s, name);
-	return leave(s, fd < 0 ? -ENODEV : bpf_map_get_next_key(fd, key, next) ? -errno : 0);
+	fd = created_map(s, name, key_size, NULL);
+	return leave(s, fd < 0 ? fd : bpf_map_get_next_key(fd, key, next) ? -errno : 0);
 }
 
 int shim_possible_cpus(void)
@@ -718,7 +754,7 @@ static int load(struct shim *s)
 	sigset_t signals;
 	int err;
 
-	if (!object(s) || atomic_load(&s->loaded))
+	if (!object(s) || atomic_exchange(&s->loading, true))
 		return -EINVAL;
 	begin(s, &signals);
 	err = bpf_object__load_skeleton(s->skeleton);

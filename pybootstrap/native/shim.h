@@ -25,6 +25,7 @@ struct shim_map {
 	unsigned int type; /* enum bpf_map_type */
 	unsigned int key_size;
 	unsigned int value_size; /* of one CPU */
+	unsigned int entry_size; /* of all: each is padded to 8 bytes then */
 	unsigned int max_entries;
 	unsigned int key_type; /* in the object's BTF; 0: none */
 	unsigned int value_type;
@@ -69,13 +70,17 @@ int shim_set(struct shim *shim, const char *section, unsigned int offset, const 
 	     unsigned int size);
 
 /*
- * Entries of a map, after load. Per-CPU values are those of all possible CPUs, one after another, each
- * padded to 8 bytes. -ENODEV: there is no such map. shim_map_next() with a key of NULL: the first.
+ * Entries of a map, after load. -EMSGSIZE: keys are not of that size, or entries (per-CPU values are
+ * those of all possible CPUs). -ENODEV: there is no such map. shim_map_next() with a key of NULL: the
+ * first.
  */
-int shim_map_lookup(struct shim *shim, const char *name, const void *key, void *value);
-int shim_map_update(struct shim *shim, const char *name, const void *key, const void *value);
-int shim_map_delete(struct shim *shim, const char *name, const void *key);
-int shim_map_next(struct shim *shim, const char *name, const void *key, void *next);
+int shim_map_lookup(struct shim *shim, const char *name, const void *key, unsigned int key_size,
+		    void *value, unsigned int value_size);
+int shim_map_update(struct shim *shim, const char *name, const void *key, unsigned int key_size,
+		    const void *value, unsigned int value_size);
+int shim_map_delete(struct shim *shim, const char *name, const void *key, unsigned int key_size);
+int shim_map_next(struct shim *shim, const char *name, const void *key, void *next,
+		  unsigned int key_size);
 
 /* How many CPUs this machine can have. */
 int shim_possible_cpus(void);

@@ -9,12 +9,14 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from errno import EMSGSIZE
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pybootstrap import LoadError, ObjectError, SettingError, StateError, UnknownNameError
+from pybootstrap._native import ffi, lib
 from pybootstrap.engine import tracer as engine
 from pybootstrap.engine.build import BPF_FLAGS, WARNINGS, find_bpftool, find_clang
 from pybootstrap.engine.decoder import Decoder, Kind, LostEvent
@@ -248,20 +250,98 @@ def test_objects_that_are_none(forks: bytes, name: str) -> None:
     assert not held_by()
 
 
+HEAD = """
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+const volatile int limit = 0;
+"""
+
+
 def test_a_program_that_the_kernel_refuses(tmp_path: Path) -> None:
     source = tmp_path / "bad.bpf.c"
-    source.write_text(
-        '#include "vmlinux.h"\n#include <bpf/bpf_helpers.h>\n'
-        'char LICENSE[] SEC("license") = "Dual BSD/GPL";\n'
-        'SEC("raw_tp/sys_enter") int bad(u64 *ctx) { return *(int *)ctx[0]; }\n'
-    )
+    bad = 'SEC("raw_tp/sys_enter") int bad(u64 *ctx) { return limit + *(int *)ctx[0]; }\n'
+    source.write_text(HEAD + bad)
     with Skeleton(compiled(tmp_path, str(source))) as skeleton:
+        skeleton.rodata.limit = 1
         with pytest.raises(LoadError) as raised:
             skeleton.load()
         assert "invalid mem access" in raised.value.log
         assert "\n" not in str(raised.value)
         with pytest.raises(StateError, match=r"load\(\) comes before"):
             skeleton.attach()
+        with pytest.raises(StateError, match="limit is constant"):
+            skeleton.rodata.limit = 2
+
+
+def test_a_ring_of_another_kind(tmp_path: Path) -> None:
+    source = tmp_path / "ring.bpf.c"
+    ring = """
+        struct {
+            __uint(type, BPF_MAP_TYPE_RINGBUF);
+            __uint(max_entries, 4096);
+        } rb SEC(".maps");
+        SEC("raw_tp/sys_enter") int use(__attribute__((unused)) void *ctx)
+        {
+            return limit + bpf_ringbuf_query(&rb, 0);
+        }
+    """
+    source.write_text(HEAD + ring)
+    elf = compiled(tmp_path, str(source))
+    lacks = pytest.raises(LoadError, match=r"lacks the variables of ring\.bpf\.h")
+    with Skeleton(elf) as skeleton, lacks:
+        skeleton.load()
+
+
+# ---- Sizes, and forks ----
+
+
+def test_buffers_of_other_sizes_are_refused(skeleton: Skeleton) -> None:
+    skeleton.load()
+    shim, buffer = skeleton._shim, ffi.new("char[]", 64)
+    for key_size, value_size in ((3, 6), (5, 6), (4, 5), (4, 7), (0, 0)):
+        sizes = (b"1234567", key_size, buffer, value_size)
+        assert lib.shim_map_lookup(shim, b"pairs", *sizes) == -EMSGSIZE
+    one_cpu = lib.shim_map_lookup(shim, b"counts", bytes(4), 4, buffer, 8)
+    assert one_cpu == (-EMSGSIZE if lib.shim_possible_cpus() > 1 else 0)
+    assert lib.shim_map_delete(shim, b"pairs", b"123", 3) == -EMSGSIZE
+    assert lib.shim_map_next(shim, b"pairs", ffi.NULL, buffer, 64) == -EMSGSIZE
+
+
+def test_what_has_no_entries(skeleton: Skeleton) -> None:
+    skeleton.load()
+    for use in (lambda: list(skeleton.maps.rb), lambda: skeleton.maps.rb[b""]):
+        with pytest.raises(OSError, match="map rb"):
+            use()
+
+
+@pytest.mark.parametrize("latency", [-1, 2**63, 2**64])
+def test_a_latency_that_is_none(skeleton: Skeleton, latency: int) -> None:
+    with pytest.raises(SettingError, match="max_latency_ns"):
+        skeleton.load(latency)
+
+
+def test_a_child_does_not_hold_what_its_parent_closes(forks: bytes) -> None:
+    skeleton = Skeleton(forks)
+    skeleton.maps.rb.max_entries = 65536
+    skeleton.load()
+    skeleton.attach()
+    held = held_by()
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(tell)
+        os.read(told, 1)
+        try:
+            skeleton.bss.seen  # noqa: B018
+        except StateError:
+            os._exit(7)
+        os._exit(1)
+    skeleton.close()
+    wait_until_gone(held)
+    os.close(tell)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    os.close(told)
 
 
 # ---- A Tracer of another tool ----

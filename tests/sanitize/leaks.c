@@ -129,9 +129,9 @@ static void refused(void)
 
 	shim = open_one();
 	expect("load", load(shim));
-	if (shim_map_update(shim, "cgroups", &key, &fd) != -EBADF)
+	if (shim_map_update(shim, "cgroups", &key, 4, &fd, 4) != -EBADF)
 		fail("a cgroup that is none", 0);
-	if (shim_map_update(shim, "nothing", &key, &fd) != -ENODEV)
+	if (shim_map_update(shim, "nothing", &key, 4, &fd, 4) != -ENODEV)
 		fail("a map that is none", 0);
 	if (shim_set(shim, ".rodata", 0, &key, sizeof(key)) != -EINVAL)
 		fail("a constant was changed", 0);
