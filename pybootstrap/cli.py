@@ -226,14 +226,16 @@ def _check() -> int:
             status = status or (EX_NOPERM if check.lacks == "privilege" else EX_UNAVAILABLE)
     if status == 0:
         try:
-            Tracer().start().close()
+            with Tracer() as tracer:
+                old = tracer._old
         except BootstrapError as error:
             _stdout().write(f"NOT OK  tracing: {error}\n")
             return _status_of(error)
         dead = lib.shim_kernel_has_struct(b"trace_event_raw_sched_process_exit")
         form = "says which thread is the last" if dead else "does not say which thread is the last"
         _stdout().write(
-            f"ok      tracing: ring buffer and programs work; the exit tracepoint {form}\n"
+            f"ok      tracing: ring buffer and programs work; the exit tracepoint {form}"
+            f"{'; without bpf_loop()' if old else ''}\n"
         )
     return status
 

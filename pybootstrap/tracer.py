@@ -196,6 +196,7 @@ class Tracer(engine.Tracer):
         )
         self._cgroups = [_cgroup(path) for path in _values("cgroups", cgroups)]
         self._filters.update(failed=bool(failed), cgroups=len(self._cgroups))
+        self._old = False  # handle_exec_old and handle_exit_old run
 
     def start(self) -> Any:
         """As the engine's; raises SettingError for a path that is no cgroup, too."""
@@ -219,6 +220,7 @@ class Tracer(engine.Tracer):
         old = fallback or kernel < (5, 17)
         twice = kernel >= (7, 0) and not old
         slots = _count_slots(self._max_processes, self._args)
+        self._old = old
 
         rodata = skeleton.rodata
         rodata.min_duration_ns = self._min_duration_ns

@@ -135,8 +135,14 @@ def traced(*command: str, **environ: str) -> dict[str, Any]:
 
 
 def test_a_kernel_without_jit(tmp_path: Path) -> None:
-    said = traced(LD_PRELOAD=preload(tmp_path, BETWEEN, "NO_JIT"))
+    environ = {"LD_PRELOAD": preload(tmp_path, BETWEEN, "NO_JIT")}
+    said = traced(**environ)
     assert said["programs"] == ["handle_exec_old", "handle_exit_old"]
+    check = [sys.executable, "-m", "pybootstrap", "--check"]
+    checked = subprocess.run(
+        check, env={**os.environ, **environ}, capture_output=True, text=True, check=True
+    )
+    assert checked.stdout.endswith("; without bpf_loop()\n")
     assert [(e["filename"], e["exit_code"]) for e in said["ended"]] == [("/bin/true", 0)] * 20
 
 
