@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -397,6 +398,8 @@ def look_up(pid: int | str) -> dict[str, Any]:
 
 # ---- Running ----
 
+LIMIT_S = 60  # and a second for each script; the slowest machine takes a tenth of it
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -482,6 +485,18 @@ class Site:
         return Run(self, scripts, parallel)
 
 
+def _descendants(pid: int) -> list[int]:
+    """All that are below a process, zombies too."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # gone meanwhile
+            parents[int(path.name)] = look_up(path.name)["ppid"]
+    found = [pid]
+    for above in found:
+        found += [one for one, parent in parents.items() if parent == above]
+    return found[1:]
+
+
 class Run:
     """Scripts being carried out by a supervisor, which is a child of ours."""
 
@@ -506,6 +521,18 @@ class Run:
             pid, status = os.waitpid(self.pid, options)
             self._status = status if pid else None
         return self._status is not None
+
+    def give_up(self) -> str:
+        """Kills what still runs, the supervisor last, and says what that was."""
+        left = []
+        for pid in (*_descendants(self.pid), self.pid):
+            what = _proc(pid, "cmdline").replace("\0", " ").strip()
+            threads = [path.name for path in Path(f"/proc/{pid}/task").glob("*")]
+            waits = [_proc(f"{pid}/task/{thread}", "wchan") or "?" for thread in threads]
+            left.append(f"pid {pid}, threads in {', '.join(waits)}: {what}")
+            os.kill(pid, signal.SIGKILL)
+        self.ended(options=0)
+        return "; ".join(left)
 
     def lines(self) -> list[dict[str, Any]]:
         """What was said until now."""
@@ -616,8 +643,11 @@ def record(
     events: list[Event] = []
     with Tracer(**settings) as tracer:
         run = site.run(scripts, parallel)
+        deadline = time.monotonic() + LIMIT_S + len(scripts)
         while not run.ended():
             events += tracer.read(timeout=0.2)
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"not done in time: {run.give_up()}")
         tracer.stop()
         while True:
             rest = tracer.read()
