@@ -10,6 +10,7 @@
  * All ids in it are those that /proc shows. Every loop and every sleep is bounded.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -622,8 +623,43 @@ static void set_core_limit(bool on)
 		perror("behave: core directory");
 }
 
+/* Whether another thread runs: it is then neither asleep nor gone. */
+static bool another_runs(void)
+{
+	char path[64], self[64], state;
+	DIR *tasks = opendir("/proc/self/task");
+	struct dirent *task;
+	bool found = false;
+	ssize_t size = 0;
+	FILE *file;
+
+	/* As /proc names it: in another pid namespace gettid(2) says something else. */
+	if (!tasks || (size = readlink("/proc/thread-self", self, sizeof(self) - 1)) < 0)
+		die("/proc/self/task");
+	self[size] = '\0';
+	while ((task = readdir(tasks))) {
+		if (task->d_name[0] == '.' || !strcmp(task->d_name, strrchr(self, '/') + 1))
+			continue;
+		snprintf(path, sizeof(path), "/proc/self/task/%.20s/stat", task->d_name);
+		file = fopen(path, "re");
+		if (!file) /* gone */
+			continue;
+		if (fscanf(file, "%*d (%*[^)]) %c", &state) == 1)
+			found |= !strchr("SZX", state);
+		fclose(file);
+	}
+	closedir(tasks);
+	return found;
+}
+
+/*
+ * glibc has each thread change its user, by a signal that it waits for. One that ends by the bare
+ * system call meanwhile never answers. Those that will do so at once.
+ */
 static void become(int uid)
 {
+	while (another_runs())
+		sleep_ms(1);
 	if (setresgid(uid, uid, uid) || setresuid(uid, uid, uid))
 		die("setuid");
 	say_user();
