@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Map", "Names", "Program", "Skeleton", "Variables"]
 
-# enum bpf_map_type: BPF_MAP_TYPE_PERCPU_HASH, _PERCPU_ARRAY, _LRU_PERCPU_HASH,
-# _PERCPU_CGROUP_STORAGE. As in shim.c.
-_PER_CPU = {5, 6, 10, 21}
 _MAX_NS = 2**63 - 1
 
 
@@ -249,7 +246,7 @@ class Map:
         if code < 0:
             raise self._failed(code, key)
         got = ffi.buffer(value)[:]
-        if about.type not in _PER_CPU:
+        if not about.per_cpu:
             return value_type.decode(got)
         step = (about.value_size + 7) // 8 * 8
         each = (got[i : i + about.value_size] for i in range(0, len(got), step))
@@ -257,7 +254,7 @@ class Map:
 
     def __setitem__(self, key: object, value: Any) -> None:
         about, _, value_type = self._types()
-        if about.type in _PER_CPU:
+        if about.per_cpu:
             pad = bytes(-about.value_size % 8)
             encoded = b"".join(value_type.encode(one) + pad for one in value)
             if len(encoded) != about.entry_size:

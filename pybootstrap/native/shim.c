@@ -544,6 +544,7 @@ static int describe_map(const struct bpf_map *map, struct shim_map *about)
 		.key_size = bpf_map__key_size(map),
 		.value_size = bpf_map__value_size(map),
 		.entry_size = entry_size(map),
+		.per_cpu = is_per_cpu(map),
 		.max_entries = bpf_map__max_entries(map),
 		.key_type = bpf_map__btf_key_type_id(map),
 		.value_type = bpf_map__btf_value_type_id(map),
@@ -663,21 +664,16 @@ static const unsigned long long *ring_variable(const struct shim *s, const char 
 /* ---- Maps ---- */
 
 /* The descriptor of a map with keys, or values too, of these sizes; or -errno. */
-static int map_fd(const struct bpf_map *map, unsigned int key_size, const unsigned int *value_size)
+static int map_fd(const struct shim *s, const char *name, unsigned int key_size,
+		  const unsigned int *value_size)
 {
-	int fd = map && bpf_map__autocreate(map) ? bpf_map__fd(map) : -1;
+	const struct bpf_map *map = find_map(s, name);
 
-	if (fd < 0)
+	if (!map || !atomic_load(&s->loaded) || !bpf_map__autocreate(map))
 		return -ENODEV;
 	if (key_size != bpf_map__key_size(map) || (value_size && *value_size != entry_size(map)))
 		return -EMSGSIZE;
-	return fd;
-}
-
-static int created_map(const struct shim *s, const char *name, unsigned int key_size,
-		       const unsigned int *value_size)
-{
-	return atomic_load(&s->loaded) ? map_fd(find_map(s, name), key_size, value_size) : -ENODEV;
+	return bpf_map__fd(map);
 }
 
 int shim_map_lookup(struct shim *s, const char *name, const void *key, unsigned int key_size,
@@ -687,7 +683,7 @@ int shim_map_lookup(struct shim *s, const char *name, const void *key, unsigned 
 
 	if (!enter(s))
 		return -ESHUTDOWN;
-	fd = created_map(s, name, key_size, &value_size);
+	fd = map_fd(s, name, key_size, &value_size);
 	return leave(s, fd < 0 ? fd : bpf_map_lookup_elem(fd, key, value) ? -errno : 0);
 }
 
@@ -698,7 +694,7 @@ int shim_map_update(struct shim *s, const char *name, const void *key, unsigned 
 
 	if (!enter(s))
 		return -ESHUTDOWN;
-	fd = created_map(s, name, key_size, &value_size);
+	fd = map_fd(s, name, key_size, &value_size);
 	return leave(s, fd < 0 ? fd : bpf_map_update_elem(fd, key, value, BPF_ANY) ? -errno : 0);
 }
 
@@ -708,7 +704,7 @@ int shim_map_delete(struct shim *s, const char *name, const void *key, unsigned 
 
 	if (!enter(s))
 		return -ESHUTDOWN;
-	fd = created_map(s, name, key_size, NULL);
+	fd = map_fd(s, name, key_size, NULL);
 	return leave(s, fd < 0 ? fd : bpf_map_delete_elem(fd, key) ? -errno : 0);
 }
 
@@ -719,7 +715,7 @@ int shim_map_next(struct shim *s, const char *name, const void *key, void *next,
 
 	if (!enter(s))
 		return -ESHUTDOWN;
-	fd = created_map(s, name, key_size, NULL);
+	fd = map_fd(s, name, key_size, NULL);
 	return leave(s, fd < 0 ? fd : bpf_map_get_next_key(fd, key, next) ? -errno : 0);
 }
 

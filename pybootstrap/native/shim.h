@@ -26,6 +26,7 @@ struct shim_map {
 	unsigned int key_size;
 	unsigned int value_size; /* of one CPU */
 	unsigned int entry_size; /* of all: each is padded to 8 bytes then */
+	unsigned int per_cpu; /* 0 or 1 */
 	unsigned int max_entries;
 	unsigned int key_type; /* in the object's BTF; 0: none */
 	unsigned int value_type;
