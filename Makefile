@@ -31,9 +31,9 @@ export PYBOOTSTRAP_WERROR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export V VMLINUX
 
-BUILT = build dist $(VENV) *.egg-info pybootstrap/*.so .hypothesis .*_cache \
+BUILT = build dist $(VENV) *.egg-info pybootstrap/engine/*.so .hypothesis .*_cache \
 	__pycache__ */__pycache__ */*/__pycache__
-C_FILES = $(wildcard bpf/*.[ch] pybootstrap/native/*.[ch] vmlinux/*.h bench/*.[ch] tests/exactness/*.c tests/live/*.c tests/sanitize/*.c)
+C_FILES = $(wildcard bpf/*.[ch] pybootstrap/*.c pybootstrap/engine/native/*.[ch] vmlinux/*.h bench/*.[ch] tests/exactness/*.c tests/live/*.c tests/sanitize/*.c)
 
 # Programs beside the package; each directory is checked by itself.
 SCRIPTS = $(wildcard bench tests/exactness tests/matrix tests/sanitize tests/fuzz tests/soak)
@@ -114,7 +114,7 @@ test: all test-deps ## Run all tests, as root: make test ARGS='-k exec'
 	@$(AS_ROOT) env PYBOOTSTRAP_REQUIRE_KERNEL=1 $(PY) -m pytest -p no:cacheprovider $(ARGS)
 
 # What the wheel is made from, as far as what it does on a kernel goes.
-WHEEL_INPUTS = $(wildcard bpf/*.[ch] vmlinux/*.h pybootstrap/*.py pybootstrap/*/*.py pybootstrap/native/*) setup.py pyproject.toml
+WHEEL_INPUTS = $(wildcard bpf/*.[ch] vmlinux/*.h pybootstrap/*.py pybootstrap/*/*.py pybootstrap/*.c pybootstrap/engine/native/*) setup.py pyproject.toml
 
 build/kernels/wheel: $(WHEEL_INPUTS) | all
 	$(Q)$(MAKE) wheel

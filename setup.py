@@ -58,7 +58,8 @@ BINDING = BUILD / "_native.c"
 MAN_PAGE = BUILD / "bootstrap.1"  # made by argparse-manpage: see pyproject.toml
 
 SUBMODULE = Path("libbpf")
-NATIVE = Path("pybootstrap/native")
+NATIVE = Path("pybootstrap/engine/native")
+LINKED = Path("pybootstrap/linked.c")
 RECORDS = [Path("bpf/ring.h"), Path("bpf/bootstrap.h")]
 
 SHIM_FLAGS = ["-std=gnu11", "-O2", "-fvisibility=hidden"]
@@ -182,7 +183,7 @@ def make_binding() -> None:
 
 def compile_shim(compiler: list[str]) -> list[Path]:
     """The objects of our own C, compiled apart: our warnings are not meant for what cffi makes."""
-    return [compile_c(compiler, NATIVE / "shim.c"), compile_c(compiler, NATIVE / "linked.c")]
+    return [compile_c(compiler, NATIVE / "shim.c"), compile_c(compiler, LINKED)]
 
 
 def compile_c(compiler: list[str], source: Path) -> Path:
@@ -200,7 +201,7 @@ def compile_c(compiler: list[str], source: Path) -> Path:
 
 
 class BuildExt(build_ext):
-    """Every step up to pybootstrap/_native.abi3.so."""
+    """Every step up to pybootstrap/engine/_native.abi3.so."""
 
     def run(self) -> None:
         check_python()
@@ -276,7 +277,7 @@ if __name__ == "__main__":
     setup(
         ext_modules=[
             Extension(
-                "pybootstrap._native",
+                "pybootstrap.engine._native",
                 sources=[str(BINDING)],
                 define_macros=[ABI3],
                 py_limited_api=True,

@@ -19,7 +19,7 @@ from typing import Any, Callable, NamedTuple
 from programs import as_users_run
 
 from pybootstrap import ExecEvent, ExitEvent
-from pybootstrap._native import ffi, lib
+from pybootstrap.engine._native import ffi, lib
 from pybootstrap.events import Event, make_decoder
 from pybootstrap.render import TextRenderer
 from pybootstrap.render_json import render_json

@@ -23,7 +23,7 @@ from typing import Any, Callable, NamedTuple
 from programs import BUILD, BenchError, build_synthetic, cpus
 
 from pybootstrap import LostEvent, Tracer
-from pybootstrap._native import ffi, lib
+from pybootstrap.engine._native import ffi, lib
 from pybootstrap.events import Event
 from pybootstrap.render import TextRenderer
 from pybootstrap.render_json import render_json

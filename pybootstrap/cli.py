@@ -214,7 +214,7 @@ def _report_losses(stats: Stats, strict: bool) -> int:
 
 def _check() -> int:
     """Prints what is and what is not as it must be; 0 when this machine can trace."""
-    from pybootstrap._native import lib
+    from pybootstrap.engine._native import lib
     from pybootstrap.engine.check import surroundings
     from pybootstrap.engine.errors import BootstrapError
     from pybootstrap.tracer import Tracer
@@ -242,7 +242,7 @@ def _check() -> int:
 
 def _version() -> str:
     from pybootstrap import __version__
-    from pybootstrap._native import ffi, lib
+    from pybootstrap.engine._native import ffi, lib
 
     return f"bootstrap {__version__} (libbpf {ffi.string(lib.shim_libbpf_version()).decode()})\n"
 

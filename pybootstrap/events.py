@@ -14,8 +14,8 @@ from functools import cache
 from os import fsdecode, sysconf
 from signal import Signals
 
-from pybootstrap._native import ffi, lib
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
+from pybootstrap.engine._native import ffi, lib
 from pybootstrap.engine.decoder import Decoder, Kind, LostEvent
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from time import localtime
 
-from pybootstrap._native import lib
 from pybootstrap._typing import TYPE_CHECKING
+from pybootstrap.engine._native import lib
 from pybootstrap.events import (
     ExecEvent,
     ExitEvent,

@@ -18,7 +18,7 @@ from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
 from time import gmtime
 
-from pybootstrap._native import lib
+from pybootstrap.engine._native import lib
 from pybootstrap.events import (
     PAGE_SIZE,
     USAGE,

@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterable, Mapping
 from errno import EBADF
 
-from pybootstrap._native import lib
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
 from pybootstrap.engine import tracer as engine
+from pybootstrap.engine._native import lib
 from pybootstrap.engine.check import kernel_version
 from pybootstrap.engine.errors import SettingError, start_error
 from pybootstrap.events import make_decoder

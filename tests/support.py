@@ -23,7 +23,7 @@ from typing import Any, Callable
 from unittest import SkipTest
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Tracer
-from pybootstrap._native import ffi, lib
+from pybootstrap.engine._native import ffi, lib
 from pybootstrap.engine.check import kernel_version
 
 DEADLINE_S = 60.0  # far more than anything takes, emulated too; a test that needs it has failed

@@ -9,8 +9,8 @@ import pwd
 from collections.abc import Iterator, Mapping
 from errno import EPERM
 
-from pybootstrap._native import lib
 from pybootstrap._typing import NamedTuple
+from pybootstrap.engine._native import lib
 from pybootstrap.engine.errors import PrivilegeError, SettingError
 
 _KEEP = 2**32 - 1  # as setresuid(2) has it: no change

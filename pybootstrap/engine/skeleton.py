@@ -21,8 +21,8 @@ import weakref
 from contextlib import suppress
 from errno import EALREADY, ENODEV, ENOENT, ENOKEY, ESHUTDOWN
 
-from pybootstrap._native import ffi, lib
 from pybootstrap._typing import TYPE_CHECKING
+from pybootstrap.engine._native import ffi, lib
 from pybootstrap.engine.btf import Btf
 from pybootstrap.engine.errors import (
     LoadError,

@@ -26,8 +26,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from errno import EINTR, EINVAL, ESHUTDOWN
 
-from pybootstrap._native import ffi, lib
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
+from pybootstrap.engine._native import ffi, lib
 from pybootstrap.engine.decoder import Decoder
 from pybootstrap.engine.errors import RecordError, SettingError, StateError, start_error
 from pybootstrap.engine.skeleton import Skeleton

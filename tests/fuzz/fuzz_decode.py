@@ -25,7 +25,7 @@ from typing import Any, Callable
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from pybootstrap import ExitEvent, LostEvent
-from pybootstrap._native import ffi, lib
+from pybootstrap.engine._native import ffi, lib
 from pybootstrap.engine.decoder import Decoder
 from pybootstrap.engine.errors import RecordError
 from pybootstrap.events import Event, make_decoder, member

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from pybootstrap import LoadError, ObjectError, SettingError, StateError, UnknownNameError
-from pybootstrap._native import ffi, lib
 from pybootstrap.engine import tracer as engine
+from pybootstrap.engine._native import ffi, lib
 from pybootstrap.engine.build import BPF_FLAGS, WARNINGS, find_bpftool, find_clang
 from pybootstrap.engine.decoder import Decoder, Kind, LostEvent
 from pybootstrap.engine.skeleton import Skeleton

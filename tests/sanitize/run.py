@@ -63,8 +63,8 @@ def build() -> None:
     import setup  # how to use libbpf is known there
 
     libbpf = setup.find_libbpf()
-    includes = ["-Ibpf", "-Ibuild", "-Ipybootstrap/native", *libbpf.include]
-    ours = ["pybootstrap/native/shim.c", "pybootstrap/native/linked.c"]
+    includes = ["-Ibpf", "-Ibuild", "-Ipybootstrap/engine/native", *libbpf.include]
+    ours = ["pybootstrap/engine/native/shim.c", "pybootstrap/linked.c"]
     sources = ["tests/sanitize/leaks.c", *ours, *map(str, libbpf.files)]
     command = [*CC, "-std=gnu11", *FLAGS, *includes, *sources, "-o", "build/leaks", *libbpf.link]
     subprocess.run(command, cwd=TREE, check=True)

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pybootstrap import ObjectError, RecordError, SettingError
-from pybootstrap._native import ffi
+from pybootstrap.engine._native import ffi
 from pybootstrap.engine.btf import Btf, Type, layout, section
 
 ROOT = Path(__file__).parents[2]

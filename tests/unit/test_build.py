@@ -312,4 +312,4 @@ def test_importing_the_helper_needs_nothing_that_was_built(installed: Path) -> N
         check=True,
     )
     assert done.stdout.startswith(str(installed))
-    assert not {"cffi", "_cffi_backend", "pybootstrap._native"} & set(done.stdout.split())
+    assert not {"cffi", "_cffi_backend", "pybootstrap.engine._native"} & set(done.stdout.split())

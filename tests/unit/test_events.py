@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, RecordError, Usage
-from pybootstrap._native import ffi, lib
+from pybootstrap.engine._native import ffi, lib
 from pybootstrap.events import make_decoder, signal_name
 from tests.support import exec_record, exit_record
 

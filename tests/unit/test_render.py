@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent
-from pybootstrap._native import lib
+from pybootstrap.engine._native import lib
 from pybootstrap.events import make_decoder
 from pybootstrap.render import HEADER, TextRenderer, escape
 from pybootstrap.render_json import render_json

@@ -21,12 +21,12 @@ def declarations(header: str) -> str:
 
 
 def write_binding(output: Path, headers: list[Path]) -> None:
-    """Write the C source of pybootstrap._native, which exposes what the headers declare."""
+    """Write the C source of pybootstrap.engine._native, which exposes what the headers declare."""
     ffi = cffi.FFI()
     for header in headers:
         ffi.cdef(declarations(header.read_text()))
     includes = "".join(f'#include "{header.name}"\n' for header in headers)
-    make_c_source(ffi, "pybootstrap._native", includes, str(output))
+    make_c_source(ffi, "pybootstrap.engine._native", includes, str(output))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-# The types of what bpf/ring.h, bpf/bootstrap.h and pybootstrap/native/shim.h declare, as cffi
-# exposes it.
+# The types of what bpf/ring.h, bpf/bootstrap.h and shim.h declare, as cffi exposes it.
 
 from _cffi_backend import FFI
 
