@@ -69,9 +69,9 @@ def _record(kind: str, number: int, with_args: bool, **more: Any) -> bytes:
     filename_size = len(filename.encode()) + 1 if shown else 0
     record: Any = ffi.new(f"struct {kind}_record *", {"tail": tail, **more})
     size = ffi.sizeof(f"struct {kind}_record") + len(tail)
-    record.record.size = size
-    record.record.kind = lib.RECORD_EXEC if kind == "exec" else lib.RECORD_EXIT
-    record.record.time_ns = 1_700_000_000 * 10**9 + number * 100_000
+    record.header.size = size
+    record.header.kind = lib.RECORD_EXEC if kind == "exec" else lib.RECORD_EXIT
+    record.header.time_ns = 1_700_000_000 * 10**9 + number * 100_000
     record.process = _process(number, filename.rpartition("/")[2])
     record.text = {"filename_size": filename_size, "args_size": len(tail) - filename_size}
     return bytes(ffi.buffer(record, size))

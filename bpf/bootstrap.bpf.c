@@ -161,7 +161,7 @@ enum { SHORT_TEXT = 432 }; /* with all that the kernel adds to a hash map's entr
 
 struct short_text {
 	struct text size;
-	u32 flags; /* as record.flags */
+	u32 flags; /* as header.flags */
 	u32 unused;
 	char bytes[SHORT_TEXT];
 };
@@ -401,8 +401,8 @@ static __always_inline void *reserve(u32 head_size, u32 text_size, u32 *room)
 	return ring_reserve(head_size + (*room = TEXT_SIZE));
 }
 
-static __always_inline void submit(struct record *r, u32 head_size, struct text size, u16 kind,
-				   u16 flags, u64 now)
+static __always_inline void submit(struct record_header *r, u32 head_size, struct text size,
+				   u16 kind, u16 flags, u64 now)
 {
 	if (flags & (FILENAME_TRUNCATED | ARGS_TRUNCATED | TEXT_MISSING))
 		__sync_fetch_and_add(&truncated, 1);
@@ -500,7 +500,7 @@ static __always_inline void send_exec(struct process *p, struct long_text *text,
 	e->process = *p;
 	e->text = text->size;
 	bpf_probe_read_kernel(e->tail, at_most(text_size, room), text->bytes);
-	submit(&e->record, sizeof(*e), e->text, RECORD_EXEC, text->flags, now);
+	submit(&e->header, sizeof(*e), e->text, RECORD_EXEC, text->flags, now);
 }
 
 /* buffer: which entry of captured is this program's. */
@@ -782,7 +782,7 @@ static __always_inline void report_exit(struct task_struct *leader, struct signa
 		e->text = text->size;
 		bpf_probe_read_kernel(e->tail, at_most(text_size, room), text->bytes);
 	}
-	submit(&e->record, sizeof(*e), e->text, RECORD_EXIT, flags, now);
+	submit(&e->header, sizeof(*e), e->text, RECORD_EXIT, flags, now);
 }
 
 static __always_inline void on_exit(u64 *ctx, bool old)

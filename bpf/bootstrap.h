@@ -20,13 +20,13 @@ enum limits {
 	FILTER_SIZE = 64, /* values that one filter takes */
 };
 
-/* record.kind */
+/* header.kind */
 enum record_kind {
 	RECORD_EXEC = 1,
 	RECORD_EXIT = 2,
 };
 
-/* record.flags */
+/* header.flags */
 enum record_flags {
 	FILENAME_TRUNCATED = 1, /* longer than FILENAME_SIZE, or unreadable */
 	ARGS_TRUNCATED = 2, /* longer than ARGS_SIZE, or unreadable */
@@ -75,14 +75,14 @@ struct usage {
 };
 
 struct exec_record {
-	struct record record;
+	struct record_header header;
 	struct process process;
 	struct text text;
 	char tail[];
 };
 
 struct exit_record {
-	struct record record;
+	struct record_header header;
 	struct process process;
 	struct text text; /* of the last exec, when that was seen */
 	unsigned long long duration_ns;

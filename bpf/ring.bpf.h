@@ -98,12 +98,12 @@ __noinline u64 wakeup_flags(u64 reserved_size, u64 time_ns)
 
 /*
  * Room for a record of size bytes, which must be a constant, or NULL when the ring is full. Ring
- * memory is not zeroed: write every byte up to record.size.
+ * memory is not zeroed: write every byte up to header.size.
  */
 static __always_inline void *ring_reserve(u64 size)
 {
 	u64 lost_before = lost;
-	struct record *r;
+	struct record_header *r;
 
 	__sync_fetch_and_add(&produced, 1);
 	r = bpf_ringbuf_reserve(&rb, size, 0);
@@ -116,7 +116,7 @@ static __always_inline void *ring_reserve(u64 size)
 	return r;
 }
 
-static __always_inline void ring_submit(struct record *r, u32 size, u16 kind, u16 flags,
+static __always_inline void ring_submit(struct record_header *r, u32 size, u16 kind, u16 flags,
 					u64 time_ns)
 {
 	u64 wakeup = wakeup_flags(r->size, time_ns);

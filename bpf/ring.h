@@ -6,7 +6,7 @@
 #ifndef RING_H
 #define RING_H
 
-struct record {
+struct record_header {
 	unsigned int size; /* bytes in use, this head and the tail included */
 	unsigned short kind; /* which record: numbered by the tool, from 1 */
 	unsigned short flags; /* the tool's */

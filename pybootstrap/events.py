@@ -77,15 +77,15 @@ PAGE_SIZE = sysconf("SC_PAGE_SIZE")  # bytes
 # The members that both kinds of record have are at the same place in both.
 _head = layout(
     "exec_record",
-    "record.size",
-    "record.kind",
-    "record.time_ns",
-    "record.lost",
+    "header.size",
+    "header.kind",
+    "header.time_ns",
+    "header.lost",
     "text.filename_size",
     "text.args_size",
 ).unpack_from
-_time_ns = _number("record.time_ns")
-_flags = _number("record.flags")
+_time_ns = _number("header.time_ns")
+_flags = _number("header.flags")
 _start_boottime_ns = _number("process.start_boottime_ns")
 _cgroup_id = _number("process.cgroup_id")
 _pid = _number("process.pid")

@@ -125,7 +125,7 @@ _LONG_WIDTH = 24  # of what stands before the long columns; longer file names mo
 _LONG_AT = len(HEADER) - 1 - len("FILENAME/EXIT CODE") + _LONG_WIDTH
 _LONG_HEADER = f"{'UID':<7} {'CPU':>9} {'MEM':>9}"
 
-_LINE = ("record.flags", "record.time_ns", "process.pid", "process.ppid", "process.comm")
+_LINE = ("header.flags", "header.time_ns", "process.pid", "process.ppid", "process.comm")
 _exec_line = layout("exec_record", *_LINE).unpack_from
 _exit_line = layout("exit_record", *_LINE, "duration_ns", "status").unpack_from
 

@@ -36,8 +36,8 @@ from pybootstrap.render import Renderer, cached, of
 __all__ = ["JsonRenderer", "render_json"]
 
 _PROCESS: tuple[str, ...] = (
-    "record.flags",
-    "record.time_ns",
+    "header.flags",
+    "header.time_ns",
     "process.start_boottime_ns",
     "process.cgroup_id",
 )

@@ -397,8 +397,8 @@ def _record(struct: str, kind: int, filename: bytes | None, args: Any, fields: A
     name, tail = _text(filename, args)
     size = ffi.sizeof(f"struct {struct}")
     record: Any = ffi.new(f"struct {struct} *")
-    record.record.size = size + len(name) + len(tail)
-    record.record.kind = kind
+    record.header.size = size + len(name) + len(tail)
+    record.header.kind = kind
     record.text.filename_size = len(name)
     record.text.args_size = len(tail)
     for path, value in fields.items():

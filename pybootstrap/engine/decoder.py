@@ -42,9 +42,10 @@ class Decoder:
     """Turns batches of records into events, and gaps in the kernel's count into `LostEvent`s.
 
     Args:
-        kinds: the kinds of record, by `record.kind`.
-        unpack: gives, at an offset in a batch: size, kind, time_ns and lost of `struct record`, and
-            the lengths of two parts that end the record, or 0. That is one call for each record.
+        kinds: the kinds of record, by `header.kind`.
+        unpack: gives, at an offset in a batch: size, kind, time_ns and lost of
+            `struct record_header`, and the lengths of two parts that end the record, or 0. That is
+            one call for each record.
     """
 
     def __init__(

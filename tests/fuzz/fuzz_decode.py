@@ -37,7 +37,7 @@ RENDERERS = [TextRenderer(args=args, long=long) for args in (False, True) for lo
 SIZES = {lib.RECORD_EXEC: "exec_record", lib.RECORD_EXIT: "exit_record"}
 OFFSETS = {
     name: member("exit_record", name)[0]
-    for name in ("record.size", "record.kind", "text.filename_size", "text.args_size")
+    for name in ("header.size", "header.kind", "text.filename_size", "text.args_size")
 }
 HEADS = {kind: ffi.sizeof(f"struct {name}") for kind, name in SIZES.items()}
 INTERESTING = [0, 1, 2, 7, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1]
@@ -141,8 +141,8 @@ def repair(data: bytes, filename_share: int) -> bytes:
     record = bytearray(data.ljust(HEADS[kind], b"\0"))
     tail = len(record) - HEADS[kind]
     filename_size = tail * (filename_share % 256) // 255
-    put(record, OFFSETS["record.size"], 4, len(record))
-    put(record, OFFSETS["record.kind"], 2, kind)
+    put(record, OFFSETS["header.size"], 4, len(record))
+    put(record, OFFSETS["header.kind"], 2, kind)
     put(record, OFFSETS["text.filename_size"], 4, filename_size)
     put(record, OFFSETS["text.args_size"], 4, tail - filename_size)
     return bytes(record)
@@ -172,9 +172,9 @@ class Mutator:
         head = {
             "process__pid": number % 2**31,
             "process__comm": self.text()[:16],
-            "record__flags": self.random.getrandbits(5),
-            "record__time_ns": self.random.choice(INTERESTING),
-            "record__lost": self.random.choice([0, 0, 0, 1, 2**64 - 1]),
+            "header__flags": self.random.getrandbits(5),
+            "header__time_ns": self.random.choice(INTERESTING),
+            "header__lost": self.random.choice([0, 0, 0, 1, 2**64 - 1]),
         }
         if self.random.random() < 0.5:
             return exec_record(self.text(), args, **head)

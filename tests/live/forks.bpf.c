@@ -14,7 +14,7 @@ struct pair {
 };
 
 struct fork_record {
-	struct record record;
+	struct record_header header;
 	u32 parent;
 	u32 child;
 };
@@ -58,7 +58,7 @@ int on_fork(u64 *ctx)
 		return 0;
 	r->parent = parent->tgid;
 	r->child = child->tgid;
-	ring_submit(&r->record, sizeof(*r), FORK, 0, bpf_ktime_get_boot_ns());
+	ring_submit(&r->header, sizeof(*r), FORK, 0, bpf_ktime_get_boot_ns());
 	return 0;
 }
 

@@ -86,10 +86,10 @@ static __always_inline void send(struct exec_record *e, const struct order *orde
 		return;
 	fill(e, order, args_size);
 	if (order->size == STALE)
-		e->record.lost = 0;
+		e->header.lost = 0;
 	delay(order);
 	submitted_ns = bpf_ktime_get_boot_ns();
-	ring_submit(&e->record, size, RECORD_EXEC, 0, now);
+	ring_submit(&e->header, size, RECORD_EXEC, 0, now);
 }
 
 /* Never attached: run by BPF_PROG_TEST_RUN. */

@@ -264,9 +264,9 @@ def test_records_have_the_layout_of_the_header(types: Btf, name: str) -> None:
 
 def test_layouts_read_what_the_c_struct_holds(types: Btf) -> None:
     record: Any = ffi.new("struct exit_record *")
-    record.record.kind, record.process.pid, record.process.comm = 2, 4242, b"name"
+    record.header.kind, record.process.pid, record.process.comm = 2, 4242, b"name"
     record.usage.minor_faults, record.status = 2**63, 9
-    paths = ("record.kind", "process.pid", "process.comm", "usage.minor_faults", "status")
+    paths = ("header.kind", "process.pid", "process.comm", "usage.minor_faults", "status")
     precompiled = layout(types.struct("exit_record"), *paths)
     assert precompiled.unpack_from(bytes(ffi.buffer(record))) == (
         2,

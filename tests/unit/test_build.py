@@ -51,7 +51,7 @@ int count(u64 *ctx)
 	if (!c)
 		return 0;
 	c->value = ctx[1];
-	ring_submit(&c->record, sizeof(*c), 1, 0, bpf_ktime_get_boot_ns());
+	ring_submit(&c->header, sizeof(*c), 1, 0, bpf_ktime_get_boot_ns());
 	return 0;
 }
 """
@@ -59,7 +59,7 @@ HEADER = """\
 #include "ring.h"
 
 struct count {
-	struct record record;
+	struct record_header header;
 	unsigned long long value;
 };
 """
@@ -182,7 +182,9 @@ def test_it_is_compiled_when_and_only_when_its_inputs_change(tool: Tool) -> None
     tool.program.write_text(PROGRAM.replace("ctx[1]", "ctx[0]"))
     second = tool.compiled()
     assert second not in (None, first)
-    tool.header.write_text(HEADER.replace("struct record record;", "struct record record, more;"))
+    tool.header.write_text(
+        HEADER.replace("struct record_header header;", "struct record_header header, more;")
+    )
     assert tool.compiled() not in (None, first, second)
 
 

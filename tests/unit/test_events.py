@@ -40,7 +40,7 @@ def decode_exit(record: bytes) -> ExitEvent:
 def test_every_field_of_an_exec() -> None:
     event = decode_exec(
         exec_record(
-            record__time_ns=1_700_000_000_123_456_789,
+            header__time_ns=1_700_000_000_123_456_789,
             process__pid=4242,
             process__ppid=1,
             process__uid=1000,
@@ -86,7 +86,7 @@ def test_numbers_come_back(pid: int, ppid: int, uid: int, time_ns: int, duration
             process__pid=pid,
             process__ppid=ppid,
             process__uid=uid,
-            record__time_ns=time_ns,
+            header__time_ns=time_ns,
             duration_ns=duration_ns,
         )
     )
@@ -112,11 +112,11 @@ def test_an_exit_without_exec_has_no_text() -> None:
 
 
 def test_an_argument_that_was_cut_is_kept() -> None:
-    record = exec_record(b"/x", (b"x", b"long"), record__flags=lib.ARGS_TRUNCATED)
+    record = exec_record(b"/x", (b"x", b"long"), header__flags=lib.ARGS_TRUNCATED)
     size = len(record) - 2
     cut = bytearray(record[:size])
     head: Any = ffi.from_buffer("struct exec_record *", cut)
-    head.record.size = size
+    head.header.size = size
     head.text.args_size -= 2
     event = decode_exec(bytes(cut))
     assert event.args == ("x", "lon")
@@ -144,7 +144,7 @@ def test_cpu_time_is_split_as_getrusage_does(
 def test_usage() -> None:
     event = decode_exit(
         exit_record(
-            record__flags=lib.USAGE_PARTIAL,
+            header__flags=lib.USAGE_PARTIAL,
             usage__max_rss_pages=3,
             usage__minor_faults=4,
             usage__major_faults=5,
@@ -183,10 +183,10 @@ def test_events_are_values() -> None:
 
 def test_a_gap_is_reported_where_it_is() -> None:
     events = decode(
-        exec_record(record__time_ns=10),
-        exec_record(record__time_ns=20, record__lost=3),
-        exec_record(record__time_ns=30, record__lost=3),
-        exec_record(record__time_ns=40, record__lost=4),
+        exec_record(header__time_ns=10),
+        exec_record(header__time_ns=20, header__lost=3),
+        exec_record(header__time_ns=30, header__lost=3),
+        exec_record(header__time_ns=40, header__lost=4),
     )
     gaps = [(i, e) for i, e in enumerate(events) if isinstance(e, LostEvent)]
     assert gaps == [
@@ -197,7 +197,7 @@ def test_a_gap_is_reported_where_it_is() -> None:
 
 def test_a_gap_that_no_record_follows() -> None:
     decoder = make_decoder()
-    decoder.decode(exec_record(record__time_ns=10, record__lost=3))
+    decoder.decode(exec_record(header__time_ns=10, header__lost=3))
     assert decoder.lost == 3
     assert decoder.loss(5) == LostEvent(time_ns=10, since_ns=10, count=2)
     assert decoder.lost == 5
@@ -223,7 +223,7 @@ def test_a_record_cut_short_is_refused(cut: int) -> None:
 def test_a_record_that_lies_about_its_length_is_refused(field: str, value: int) -> None:
     record = bytearray(exec_record())
     head: Any = ffi.from_buffer("struct exec_record *", record)
-    owner = head.record if field == "size" else head.text
+    owner = head.header if field == "size" else head.text
     if getattr(owner, field) == value:
         return
     setattr(owner, field, value)

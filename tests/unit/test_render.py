@@ -40,7 +40,7 @@ def line(record: bytes, args: bool = False) -> str:
 
 
 SLEEP: dict[str, Any] = {
-    "record__time_ns": NOON_NS,
+    "header__time_ns": NOON_NS,
     "process__pid": 4242,
     "process__ppid": 17,
     "process__comm": b"sleep",
@@ -91,7 +91,7 @@ def test_command_lines() -> None:
     script = exec_record(b"./run", (b"/bin/sh", b"./run", b"a b", b""), **SLEEP)
     assert line(script, args=True) == head + "/bin/sh ./run 'a b' ''\n"
     assert line(exec_record(b"/x y", (), **SLEEP), args=True) == head + "'/x y'\n"
-    cut = exec_record(record__flags=lib.ARGS_TRUNCATED, **SLEEP)
+    cut = exec_record(header__flags=lib.ARGS_TRUNCATED, **SLEEP)
     assert line(cut, args=True) == head + "/usr/bin/sleep 1 ...\n"
     ended = line(exit_record(**SLEEP), args=True)
     assert ended == head.replace("EXEC", "EXIT") + "[0] (0ms) /usr/bin/sleep 1\n"
@@ -185,7 +185,7 @@ def test_json_of_a_loss_before_any_event() -> None:
 
 
 HARD: dict[str, Any] = {
-    "record__time_ns": NOON_NS + 7,
+    "header__time_ns": NOON_NS + 7,
     "process__comm": b"caf\xc3",
     "process__start_boottime_ns": 2**53 + 1,
     "process__cgroup_id": 2**53 - 1,

@@ -47,7 +47,7 @@
 #define NSEC_PER_SEC 1000000000LL
 
 /* Python takes records apart by these offsets, and copies them as bytes: no padding anywhere. */
-_Static_assert(sizeof(struct record) == 24, "struct record has padding");
+_Static_assert(sizeof(struct record_header) == 24, "struct record_header has padding");
 _Static_assert(4 * SHIM_MAX_RECORD <= SHIM_MIN_READ, "a read buffer must hold some records");
 _Static_assert(4 * SHIM_MAX_RECORD <= SHIM_MIN_RING, "any ring must hold some records");
 
@@ -940,7 +940,7 @@ int shim_give_up_privileges(unsigned int uid, unsigned int gid)
 static int take_record(void *ctx, void *data, size_t size)
 {
 	struct shim *s = ctx;
-	struct record head;
+	struct record_header head;
 	char *to = s->buffer + s->used;
 
 	memcpy(&head, data, sizeof(head));

@@ -106,7 +106,7 @@ long long shim_skipped(struct shim *shim, const char *name);
 int shim_detach(struct shim *shim);
 
 /*
- * Moves a batch of records to buffer, back to back, each as long as its record.size; returns the
+ * Moves a batch of records to buffer, back to back, each as long as its header.size; returns the
  * bytes used, with SHIM_LOSS added when shim_lost() has counted more than the records tell. Waits up
  * to timeout_ms (-1: without limit) for the first one, and then lets more gather, as long as
  * max_latency_ns and timeout_ms allow. 0 means that none came in time, or shim_wake(). -EINTR: a
