@@ -402,7 +402,7 @@ static __always_inline void *reserve(u32 head_size, u32 text_size, u32 *room)
 }
 
 static __always_inline void submit(struct record_header *r, u32 head_size, struct text size,
-				   u16 kind, u16 flags, u64 now)
+				   u8 kind, u16 flags, u64 now)
 {
 	if (flags & (FILENAME_TRUNCATED | ARGS_TRUNCATED | TEXT_MISSING))
 		__sync_fetch_and_add(&truncated, 1);

@@ -54,6 +54,17 @@ struct {
 /* Unread bytes at which the ring counts as filling up: then the reader stops gathering. */
 const volatile unsigned long long wakeup_bytes = 0;
 
+/*
+ * Records of this kind, a number from 1 to 255, are a struct type: RECORD(1, exec_record) defines
+ * KIND_exec_record. The variable keeps the struct among the object's types, and tells Python its kind.
+ */
+#define RECORD(number, type)                                                \
+	enum { KIND_##type = number };                                      \
+	_Static_assert(number >= 1 && number <= 255, "kinds are 1 to 255"); \
+	_Static_assert(__builtin_offsetof(struct type, header) == 0,        \
+		       "a record begins with struct record_header header"); \
+	const struct type *record_##number __attribute__((unused))
+
 /* What the ring adds to a record: 8 bytes before it, and up to 7 behind, to a multiple of 8. */
 enum { MAX_OVERHEAD = 15 };
 
@@ -116,13 +127,14 @@ static __always_inline void *ring_reserve(u64 size)
 	return r;
 }
 
-static __always_inline void ring_submit(struct record_header *r, u32 size, u16 kind, u16 flags,
+static __always_inline void ring_submit(struct record_header *r, u32 size, u8 kind, u16 flags,
 					u64 time_ns)
 {
 	u64 wakeup = wakeup_flags(r->size, time_ns);
 
 	r->size = size;
 	r->kind = kind;
+	r->unused = 0;
 	r->flags = flags;
 	r->time_ns = time_ns;
 	bpf_ringbuf_submit(r, wakeup);

@@ -8,7 +8,8 @@
 
 struct record_header {
 	unsigned int size; /* bytes in use, this head and the tail included */
-	unsigned short kind; /* which record: numbered by the tool, from 1 */
+	unsigned char kind; /* which struct it is: see RECORD() in ring.bpf.h */
+	unsigned char unused; /* always 0 */
 	unsigned short flags; /* the tool's */
 	unsigned long long time_ns; /* in the ring CLOCK_BOOTTIME; the shim makes it wall clock */
 	unsigned long long lost; /* how many records found the ring full before this one */

@@ -47,7 +47,7 @@ def layout(struct_name: str, *paths: str) -> struct.Struct:
     for path in paths:
         offset, ctype = member(struct_name, path)
         size = ffi.sizeof(ctype)
-        code = f"{size}s" if ctype.kind == "array" else {2: "H", 4: "I", 8: "Q"}[size]
+        code = f"{size}s" if ctype.kind == "array" else {1: "B", 2: "H", 4: "I", 8: "Q"}[size]
         form += f"{offset - position}x{code}"
         position = offset + size
     return struct.Struct(form)

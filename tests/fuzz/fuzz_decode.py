@@ -142,7 +142,7 @@ def repair(data: bytes, filename_share: int) -> bytes:
     tail = len(record) - HEADS[kind]
     filename_size = tail * (filename_share % 256) // 255
     put(record, OFFSETS["header.size"], 4, len(record))
-    put(record, OFFSETS["header.kind"], 2, kind)
+    put(record, OFFSETS["header.kind"], 1, kind)
     put(record, OFFSETS["text.filename_size"], 4, filename_size)
     put(record, OFFSETS["text.args_size"], 4, tail - filename_size)
     return bytes(record)

@@ -6,8 +6,6 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum kinds { FORK = 1 };
-
 struct pair {
 	short left;
 	unsigned char right[3];
@@ -19,7 +17,7 @@ struct fork_record {
 	u32 child;
 };
 
-const struct fork_record *unused_fork_record __attribute__((unused));
+RECORD(1, fork_record);
 const volatile unsigned int only_parent = 0;
 const volatile struct pair pair = {};
 const volatile bool flag = true;
@@ -58,7 +56,7 @@ int on_fork(u64 *ctx)
 		return 0;
 	r->parent = parent->tgid;
 	r->child = child->tgid;
-	ring_submit(&r->header, sizeof(*r), FORK, 0, bpf_ktime_get_boot_ns());
+	ring_submit(&r->header, sizeof(*r), KIND_fork_record, 0, bpf_ktime_get_boot_ns());
 	return 0;
 }
 
