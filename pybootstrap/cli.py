@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pybootstrap.engine.errors import BootstrapError
-    from pybootstrap.render import Renderer
+    from pybootstrap.engine.render import Renderer
     from pybootstrap.tracer import Stats, Tracer
 
 # Exit statuses beside 0, and 2 for usage: sysexits.h has the names.

@@ -8,16 +8,16 @@ are kept in small caches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, lru_cache
+from collections.abc import Sequence
+from functools import cache
 from time import localtime
 
 from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.engine._native import lib
+from pybootstrap.engine.render import Renderer, cached, escape, of
 from pybootstrap.events import (
     ExecEvent,
     ExitEvent,
-    LostEvent,
     Usage,
     decode_comm,
     decode_text,
@@ -28,34 +28,10 @@ from pybootstrap.events import (
 if TYPE_CHECKING:
     from typing import Callable
 
-    from pybootstrap.events import Event
-
-__all__ = ["HEADER", "Renderer", "TextRenderer", "cached", "escape", "of"]
+__all__ = ["HEADER", "TextRenderer"]
 
 _COLUMNS = "%-8s %-5s %-16s %-7s %-7s %s\n"
 HEADER = _COLUMNS % ("TIME", "EVENT", "COMM", "PID", "PPID", "FILENAME/EXIT CODE")
-
-_SHORT = 256  # bytes of file name and arguments that are worth keeping in a cache
-cached = lru_cache(maxsize=512)
-
-
-def escape(text: str) -> str:
-    r"""`text` with all that a terminal must not get replaced by `\xNN`, `\uNNNN` or `\UNNNNNNNN`.
-
-    That is what `str.isprintable` denies: control and format characters, line breaks, and bytes
-    that are no UTF-8 (surrogates of `os.fsdecode`, shown as the byte).
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _escape_char(ord(c)) for c in text)
-
-
-def _escape_char(code: int) -> str:
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 @cache
@@ -111,14 +87,6 @@ def _ending(status: int) -> tuple[str, str]:
     return f"[{code}]", f" {signal_name(number)}{core}"
 
 
-def of(function: Callable[[bytes], str], tail: bytes) -> str:
-    """Calls a cached function, past its cache when the text is long: memory stays bounded."""
-    if len(tail) <= _SHORT:
-        return function(tail)
-    uncached: Callable[[bytes], str] = function.__wrapped__  # type: ignore[attr-defined]
-    return uncached(tail)
-
-
 # ---- Text ----
 
 _LONG_WIDTH = 24  # of what stands before the long columns; longer file names move them
@@ -128,26 +96,6 @@ _LONG_HEADER = f"{'UID':<7} {'CPU':>9} {'MEM':>9}"
 _LINE = ("header.flags", "header.time_ns", "process.pid", "process.ppid", "process.comm")
 _exec_line = layout("exec_record", *_LINE).unpack_from
 _exit_line = layout("exit_record", *_LINE, "duration_ns", "status").unpack_from
-
-
-class Renderer:
-    """Makes lines of records; `kinds` says how, by the kind of record, as `Decoder` takes it."""
-
-    header = ""  # what stands above the lines
-    kinds: Mapping[int, Callable[[bytes], str]]
-
-    def lost(self, event: LostEvent) -> str:  # noqa: ARG002
-        """The line for a loss, if there is one."""
-        return ""
-
-    def render(self, events: Iterable[Event]) -> str:
-        """The lines of these events."""
-        return "".join(
-            self.lost(event)
-            if isinstance(event, LostEvent)
-            else self.kinds[event.KIND](event.record)
-            for event in events
-        )
 
 
 class TextRenderer(Renderer):

@@ -19,6 +19,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from time import gmtime
 
 from pybootstrap.engine._native import lib
+from pybootstrap.engine.render import Renderer, cached, of
 from pybootstrap.events import (
     PAGE_SIZE,
     USAGE,
@@ -31,7 +32,6 @@ from pybootstrap.events import (
     signal_name,
     split_cpu_time,
 )
-from pybootstrap.render import Renderer, cached, of
 
 __all__ = ["JsonRenderer", "render_json"]
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent
 from pybootstrap.engine._native import lib
+from pybootstrap.engine.render import escape
 from pybootstrap.events import make_decoder
-from pybootstrap.render import HEADER, TextRenderer, escape
+from pybootstrap.render import HEADER, TextRenderer
 from pybootstrap.render_json import render_json
 from tests.support import exact_bytes, exec_record, exit_record
 
