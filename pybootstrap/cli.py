@@ -79,8 +79,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status_of(error: BootstrapError) -> int:
-    from pybootstrap._parser import EX_USAGE
     from pybootstrap.engine import errors
+    from pybootstrap.engine.options import EX_USAGE
 
     statuses = (
         (errors.SettingError, EX_USAGE),

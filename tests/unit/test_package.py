@@ -63,6 +63,18 @@ def test_parts_of_the_command_load_nothing_slow() -> None:
     assert not loaded & {"typing", "json", "asyncio", "pathlib", "inspect", "socket"}
 
 
+def test_options_load_the_standard_library_only() -> None:
+    """Because man pages are made where there is no extension module yet."""
+    loaded = _loaded_by("import pybootstrap.engine.options")
+    assert loaded - _loaded_by("import __future__, argparse, collections, re") == {
+        "pybootstrap",
+        "pybootstrap._typing",
+        "pybootstrap._version",
+        "pybootstrap.engine",
+        "pybootstrap.engine.options",
+    }
+
+
 @pytest.mark.parametrize("kind", [Stats, Usage, LostEvent, Account])
 def test_named_tuples_are_as_typing_makes_them(kind: typing.Any) -> None:
     make: typing.Any = typing.NamedTuple

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from pybootstrap._parser import MAX_MS, make_parser
+from pybootstrap._parser import make_parser
+from pybootstrap.engine.options import MAX_MS
 
 
 def test_defaults() -> None:

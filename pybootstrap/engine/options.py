@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""The command line of a tool: the options that all have, and types for a tool's own.
+
+Only the standard library is imported: man pages are made from parsers before the extension module
+exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+TYPE_CHECKING = False  # as in _typing.py
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+__all__ = ["EX_USAGE", "MAX_MS", "add_common", "make_parser", "whole_number"]
+
+EX_USAGE = 2  # what argparse uses
+MAX_MS = 2**63 // 10**6  # what fits into the kernel's nanoseconds
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, not the usage first."""
+        self.exit(EX_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def whole_number(low: int, high: int, what: str) -> type[int]:
+    """A `type` for `add_argument`: an int from low to high, written in decimal digits only.
+
+    `what` is for the error message, which says "a whole number{what} from ...".
+    """
+
+    def parse(text: str) -> int:
+        if re.fullmatch("[0-9]+", text, re.ASCII) and low <= int(text[:20]) <= high:
+            return int(text)
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number{what} from {low} to {high}"
+        )
+
+    return parse  # type: ignore[return-value]
+
+
+def _ring_size(text: str) -> int:
+    """An argparse type: bytes, with K, M or G; what `Tracer` takes of them is its own matter."""
+    match = re.fullmatch("([0-9]{1,10})([KMG]?)", text, re.ASCII)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512K or 4M")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
+
+
+def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser for the command `prog`, without options yet; it answers errors with one line."""
+    return _Parser(
+        prog=prog,
+        description=description,
+        allow_abbrev=False,
+        # With a width of its own it need not import what finds out the terminal's.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
+    )
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that every command has: see `command.main`."""
+    parser.add_argument(
+        "-j",
+        "--json",
+        action="store_true",
+        help="print each event as one JSON object on a line, with every field",
+    )
+    parser.add_argument(
+        "-n",
+        "--count",
+        metavar="N",
+        type=whole_number(1, 2**63, ""),
+        help="end after N events",
+    )
+    parser.add_argument(
+        "--latency",
+        metavar="MS",
+        type=whole_number(0, MAX_MS, " of milliseconds"),
+        default=100,
+        help="let an event wait up to MS milliseconds for others (default %(default)s): one batch "
+        "of many costs far less than many of one; 0 prints each at once",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write to FILE, which is opened as the invoking user"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="end with status 1 if any event was lost"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="say whether this machine can trace, and what to do if not, and end",
+    )
+    parser.add_argument(
+        "--run-as",
+        metavar="USER",
+        help="become this user once tracing has begun (default: who called sudo)",
+    )
+    parser.add_argument(
+        "--ring-size",
+        metavar="SIZE",
+        type=_ring_size,
+        help="size of the ring buffer, such as 512K or 4M: a power of two, 64K to 1G (default 2M)",
+    )
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print what libbpf and the kernel's verifier say, to standard error",
+    )
+    parser.add_argument("-V", "--version", action="store_true", help="print the version and end")
