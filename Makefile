@@ -57,7 +57,7 @@ endef
 all: $(READY) build/bootstrap.1 ## Build into .venv (the default)
 	$(Q)$(PY) setup.py $(QUIET) build_ext --inplace
 
-build/bootstrap.1: docs/bootstrap.1.in pybootstrap/_parser.py pybootstrap/engine/options.py pybootstrap/_version.py | $(READY)
+build/bootstrap.1: docs/bootstrap.1.in pybootstrap/cli.py pybootstrap/engine/options.py pybootstrap/_version.py | $(READY)
 	@echo "  MAN     $@"
 	$(Q)$(PY) setup.py $(QUIET) build_manpages >build/man.log
 

@@ -272,6 +272,22 @@ class Tracer(engine.Tracer):
         missed = bss.unclaimed + self._missed
         return Stats(produced, received, lost, bss.untracked, bss.truncated, missed)
 
+    def closing_remarks(self, stats: Stats) -> list[str]:
+        """Says how many programs found the process table full."""
+        if not stats.untracked:
+            return []
+        untracked = (
+            f"{stats.untracked} programs could not be remembered (see --max-processes): "
+            "their exits count from the start of the process"
+        )
+        return [untracked]
+
+    def check_remark(self) -> str:
+        """Says which of two ways the kernel's tracepoint and ours take."""
+        dead = lib.shim_kernel_has_struct(b"trace_event_raw_sched_process_exit")
+        form = "says which thread is the last" if dead else "does not say which thread is the last"
+        return f"the exit tracepoint {form}{'; without bpf_loop()' if self._old else ''}"
+
     if TYPE_CHECKING:
 
         @property

@@ -205,6 +205,14 @@ class Tracer:
         self._missed = max(self._missed, sum(program.skipped or 0 for program in skeleton.progs))
         return Stats(produced, received, lost, self._missed)
 
+    def closing_remarks(self, stats: Any) -> list[str]:  # noqa: ARG002
+        """What a command says at its end about `stats`, beside losses: one sentence each."""
+        return []
+
+    def check_remark(self) -> str:
+        """What `--check` adds when tracing works, called while it does; "": nothing."""
+        return ""
+
     # ---- Life: start, stop, close ----
 
     def start(self) -> Any:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from pybootstrap import BootstrapError, LoadError, LostEvent, PrivilegeError, SettingError
-from pybootstrap.cli import _first, _status_of
 from pybootstrap.engine.check import version_of
+from pybootstrap.engine.command import _first, _status_of
 from pybootstrap.engine.errors import start_error
 
 GAP = LostEvent(2, 1, 3)

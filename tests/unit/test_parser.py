@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from pybootstrap._parser import make_parser
+from pybootstrap.cli import make_parser
 from pybootstrap.engine.options import MAX_MS
 
 
