@@ -18,6 +18,7 @@ __all__ = ["EX_USAGE", "MAX_MS", "add_common", "make_parser", "whole_number"]
 
 EX_USAGE = 2  # what argparse uses
 MAX_MS = 2**63 // 10**6  # what fits into the kernel's nanoseconds
+MIN_RING, MAX_RING = 64 << 10, 1 << 30  # bytes, as shim.h has them
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,11 +44,14 @@ def whole_number(low: int, high: int, what: str) -> type[int]:
 
 
 def _ring_size(text: str) -> int:
-    """An argparse type: bytes, with K, M or G; what `Tracer` takes of them is its own matter."""
+    """An argparse type: bytes, with K, M or G; what `Tracer` takes, said in the command's words."""
     match = re.fullmatch("([0-9]{1,10})([KMG]?)", text, re.ASCII)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512K or 4M")
-    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
+    size = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]] if match else 0
+    if size & (size - 1) or not MIN_RING <= size <= MAX_RING:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a power of two from 64K to 1G, such as 512K or 4M"
+        )
+    return size
 
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:

@@ -6,26 +6,28 @@ from __future__ import annotations
 import pytest
 
 from pybootstrap.cli import make_parser
+from pybootstrap.engine import options
+from pybootstrap.engine._native import lib
 from pybootstrap.engine.options import MAX_MS
 
 
 def test_defaults() -> None:
-    options = make_parser().parse_args([])
-    assert options.duration is None
-    assert options.count is None
-    assert not (options.json)
-    assert not (options.args)
-    assert not (options.verbose)
-    assert not (options.version)
+    given = make_parser().parse_args([])
+    assert given.duration is None
+    assert given.count is None
+    assert not (given.json)
+    assert not (given.args)
+    assert not (given.verbose)
+    assert not (given.version)
 
 
 def test_good_values() -> None:
-    options = make_parser().parse_args(["-d", str(MAX_MS), "-jav", "--count", "1"])
-    assert options.duration == MAX_MS
-    assert options.count == 1
-    assert options.json
-    assert options.args
-    assert options.verbose
+    given = make_parser().parse_args(["-d", str(MAX_MS), "-jav", "--count", "1"])
+    assert given.duration == MAX_MS
+    assert given.count == 1
+    assert given.json
+    assert given.args
+    assert given.verbose
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,7 @@ def test_good_values() -> None:
         ["-n", "-1"],
         ["-n", "x"],
         ["--dur", "10"],
+        *(["--ring-size", v] for v in ("3M", "32K", "2G", "0", "", "4m", "-64K", "9" * 5000)),
         ["--no-such-option"],
         ["word"],
     ],
@@ -53,3 +56,15 @@ def test_bad_values_are_one_line_and_status_2(
     assert out == ""
     assert err.startswith("bootstrap: ")
     assert err.count("\n") == 1
+
+
+def test_the_parser_takes_the_rings_that_the_tracer_takes() -> None:
+    assert (options.MIN_RING, options.MAX_RING) == (lib.SHIM_MIN_RING, lib.SHIM_MAX_RING)
+    for size in ("64K", "65536", "1M", "1G"):
+        assert make_parser().parse_args(["--ring-size", size]).ring_size >= lib.SHIM_MIN_RING
+
+
+def test_a_bad_size_is_called_by_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["--ring-size", "3M"])
+    assert "argument --ring-size: '3M' is not a power of two" in capsys.readouterr().err
