@@ -76,12 +76,21 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         (("-p", "--pid"), "PID", pid, "print only this process"),
         (("--ppid",), "PID", pid, "print only children of this process"),
         (("-u", "--user"), "USER", str, "print only processes of this user, a name or a number"),
-        (("-c", "--comm"), "NAME", str, "print only processes with this command name"),
+        (("-c", "--comm"), "NAME", _comm, "print only processes with this command name"),
         (("--cgroup",), "PATH", str, "print only processes in this cgroup (v2) or below"),
     ):
         parser.add_argument(
             *flags, metavar=metavar, type=value, action="append", default=[], help=meaning
         )
+
+
+def _comm(text: str) -> str:
+    """An argparse type: not empty. A process can have such a name, but nobody looks for it."""
+    if not text:
+        from argparse import ArgumentTypeError
+
+        raise ArgumentTypeError("a command name is needed")
+    return text
 
 
 def _user(text: str) -> int | str:
@@ -90,9 +99,15 @@ def _user(text: str) -> int | str:
 
 
 def make_tracer(given: argparse.Namespace, **common: Any) -> Tracer:
-    """The Tracer that these arguments ask for; `common` as `engine.Tracer` takes it."""
+    """The Tracer that these arguments ask for; `common` as `engine.Tracer` takes it.
+
+    Raises SettingError for arguments that make no sense.
+    """
+    from pybootstrap.engine.errors import SettingError
     from pybootstrap.tracer import Tracer
 
+    if given.json and given.long:
+        raise SettingError("--long adds columns to text: leave it out, --json has every field")
     if given.max_processes is not None:
         common["max_processes"] = given.max_processes
     return Tracer(

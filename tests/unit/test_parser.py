@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from pybootstrap.cli import make_parser
+from pybootstrap import SettingError
+from pybootstrap.cli import make_parser, make_tracer
 from pybootstrap.engine import options
 from pybootstrap.engine._native import lib
 from pybootstrap.engine.options import MAX_MS
@@ -42,6 +43,7 @@ def test_good_values() -> None:
         ["-n", "x"],
         ["--dur", "10"],
         *(["--ring-size", v] for v in ("3M", "32K", "2G", "0", "", "4m", "-64K", "9" * 5000)),
+        ["-c", ""],
         ["--no-such-option"],
         ["word"],
     ],
@@ -68,3 +70,8 @@ def test_a_bad_size_is_called_by_its_option(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         make_parser().parse_args(["--ring-size", "3M"])
     assert "argument --ring-size: '3M' is not a power of two" in capsys.readouterr().err
+
+
+def test_columns_do_not_go_with_json() -> None:
+    with pytest.raises(SettingError, match="--long"):
+        make_tracer(make_parser().parse_args(["-jl"]))
