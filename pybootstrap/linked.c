@@ -20,6 +20,15 @@ _Static_assert(sizeof(struct exit_record) == 24 + 56 + 8 + 8 + 80 + 8,
 	       "struct exit_record has padding");
 _Static_assert(sizeof(struct exit_record) + TEXT_SIZE <= SHIM_MAX_RECORD, "a record is too large");
 
+const void *shim_linked_object(unsigned long long *size)
+{
+	size_t bytes;
+	const void *elf = bootstrap_bpf__elf_bytes(&bytes);
+
+	*size = bytes;
+	return elf;
+}
+
 void *linked_skeleton(struct bpf_object_skeleton **skeleton)
 {
 	struct bootstrap_bpf *object = calloc(1, sizeof(*object));

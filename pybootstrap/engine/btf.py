@@ -358,6 +358,35 @@ class Btf:
                 found[self._name(name)] = (offset, variable)
         return found
 
+    def records(self) -> dict[int, Type]:
+        """The structs of records by the numbers of their kinds, as RECORD() in ring.bpf.h says."""
+        found = {}
+        for variable_id in self._ids[_VAR]:
+            _, name_at, _, _, type_id = self._head(variable_id)
+            word, _, number = self._name(name_at).partition("record_")
+            kind, _, _, _, target_id = self._head(type_id)
+            if not word and number.isdecimal() and kind == _PTR:
+                found[int(number)] = self._type(target_id)
+        return dict(sorted(found.items()))
+
+    def constant(self, name: str) -> int:
+        """The value of an enumerator. Raises SettingError when the object has none of this name.
+
+        One that takes 32 bits is signed (struct btf_enum), because clang before 15 does not tell.
+        """
+        for type_id in self._ids[_ENUM]:
+            _, _, count, _, _ = self._head(type_id)
+            at = self._starts[type_id] + 3
+            words = self._words[at : at + 2 * count]
+            for name_at, value in zip(words[::2], words[1::2]):
+                if self._name(name_at) == name:
+                    return value - (value >> 31 << 32)
+        raise SettingError(
+            f"the object has no enumerator {name!r} of 32 bits. Clang leaves out what no program "
+            "and no global variable uses: add `const enum NAME *unused_NAME "
+            "__attribute__((unused));` to the BPF source"
+        )
+
     # ---- The index ----
 
     def _index(self) -> None:

@@ -20,6 +20,7 @@ import os
 import weakref
 from contextlib import suppress
 from errno import EALREADY, ENODEV, ENOENT, ENOKEY, ESHUTDOWN
+from functools import lru_cache
 
 from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.engine._native import ffi, lib
@@ -39,9 +40,25 @@ if TYPE_CHECKING:
 
     from pybootstrap.engine.btf import Type
 
-__all__ = ["Map", "Names", "Program", "Skeleton", "Variables"]
+__all__ = ["Map", "Names", "Program", "Skeleton", "Variables", "types_of"]
 
 _MAX_NS = 2**63 - 1
+
+
+def linked_object() -> bytes:
+    """The object file that is linked into the extension."""
+    size = ffi.new("unsigned long long *")
+    elf = lib.shim_linked_object(size)
+    return bytes(ffi.buffer(elf, size[0]))
+
+
+@lru_cache(maxsize=8)
+def types_of(elf: bytes | None) -> Btf:
+    """The types of an object file, or of the object that is linked in (None).
+
+    Raises ObjectError for a file that is no BPF object, or that has no BTF.
+    """
+    return Btf.of_object(linked_object() if elf is None else elf)
 
 
 class _Handle:
@@ -52,10 +69,10 @@ class _Handle:
 
     __slots__ = ("loaded", "sections", "shim", "types")
 
-    def __init__(self, shim: Any) -> None:
+    def __init__(self, shim: Any, types: Btf) -> None:
         self.shim = shim
+        self.types = types
         self.loaded = False
-        self.types: Btf
         self.sections: dict[str, dict[str, tuple[int, Type]]] = {}
 
     def check(self, code: int) -> int:
@@ -408,18 +425,16 @@ class Skeleton:
     """
 
     def __init__(self, elf: bytes | None = None, *, verbose: bool = False) -> None:
-        if elf is not None:
-            Btf.of_object(elf)  # says what is wrong with it
+        types = types_of(elf)
         # It may be passed to any function at any time; the last reference frees it.
         self._shim = ffi.gc(lib.shim_new(), lib.shim_free)
         if not self._shim:
             raise MemoryError
-        self._handle = handle = _Handle(self._shim)
+        self._handle = handle = _Handle(self._shim, types)
         _skeletons.add(self)
         try:
             data, size = (ffi.NULL, 0) if elf is None else (ffi.from_buffer(elf), len(elf))
             self._handle.check_start(lib.shim_open(self._shim, data, size, bool(verbose)), "open")
-            handle.types = Btf(self._read_types())
         except BaseException:
             self.close()
             raise
@@ -429,14 +444,6 @@ class Skeleton:
         )
         self.maps = Names("map", {name: Map(handle, name) for name in maps if "." not in name})
         self.progs = Names("program", {name: Program(handle, name) for name in programs})
-
-    def _read_types(self) -> bytes:
-        size = lib.shim_types(self._shim, ffi.NULL, 0)
-        if size < 0:
-            raise ObjectError("the object has no BTF: compile it with clang -g")
-        raw = ffi.new("char[]", size)
-        lib.shim_types(self._shim, raw, size)
-        return bytes(ffi.buffer(raw))
 
     def section(self, name: str) -> Variables:
         """The global variables of any section, such as ".data.mine"."""

@@ -495,25 +495,6 @@ const char *shim_program_name(struct shim *s, unsigned int index)
 								    : NULL;
 }
 
-static int copy_types(const struct shim *s, void *to, unsigned int size)
-{
-	const struct btf *btf = object(s) ? bpf_object__btf(object(s)) : NULL;
-	const void *raw;
-	unsigned int all;
-
-	raw = btf ? btf__raw_data(btf, &all) : NULL;
-	if (!raw || all > INT_MAX)
-		return -ENODATA;
-	if (size >= all)
-		memcpy(to, raw, all);
-	return all;
-}
-
-int shim_types(struct shim *s, void *to, unsigned int size)
-{
-	return enter(s) ? leave(s, copy_types(s, to, size)) : -ESHUTDOWN;
-}
-
 static bool is_per_cpu(const struct bpf_map *map)
 {
 	switch (bpf_map__type(map)) {

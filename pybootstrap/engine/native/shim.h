@@ -51,9 +51,6 @@ int shim_open(struct shim *shim, const void *elf, unsigned long long size, int v
 const char *shim_map_name(struct shim *shim, unsigned int index);
 const char *shim_program_name(struct shim *shim, unsigned int index);
 
-/* The object's BTF: returns its size, and copies it if there is room for all of it. */
-int shim_types(struct shim *shim, void *to, unsigned int size);
-
 /* What is set of maps and programs before load. -ENOENT: there is none of this name. */
 int shim_map(struct shim *shim, const char *name, struct shim_map *about);
 int shim_set_max_entries(struct shim *shim, const char *name, unsigned int max_entries);
@@ -174,6 +171,9 @@ int shim_give_up_privileges(unsigned int uid, unsigned int gid);
 
 /* 1 when a struct of this name is among the kernel's types, else 0. */
 int shim_kernel_has_struct(const char *name);
+
+/* The object file that is linked in, which stays as long as the process. */
+const void *shim_linked_object(unsigned long long *size);
 
 /* The version of the libbpf in use, such as "v1.7". */
 const char *shim_libbpf_version(void);
