@@ -60,7 +60,8 @@ MAN_PAGE = BUILD / "bootstrap.1"  # made by argparse-manpage: see pyproject.toml
 SUBMODULE = Path("libbpf")
 NATIVE = Path("pybootstrap/engine/native")
 LINKED = Path("pybootstrap/linked.c")
-RECORDS = [Path("bpf/ring.h"), Path("bpf/bootstrap.h")]
+RING = Path("bpf/ring.h")
+RECORDS = [RING, Path("bpf/bootstrap.h")]
 
 SHIM_FLAGS = ["-std=gnu11", "-O2", "-fvisibility=hidden"]
 ABI3 = ("Py_LIMITED_API", "0x03090000")  # with "cp39" below and requires-python in pyproject.toml
@@ -173,7 +174,7 @@ def make_skeleton() -> None:
 def make_binding() -> None:
     """The C source that cffi makes: what carries calls from Python to the shim."""
     script = NATIVE / "build.py"
-    headers = [*RECORDS, NATIVE / "shim.h"]
+    headers = [RING, NATIVE / "shim.h"]
 
     def make() -> None:
         run(sys.executable, script, BINDING, *headers)
@@ -227,7 +228,7 @@ class BuildExt(build_ext):
             shutil.copy2(target, built)
 
         command = [*self.compiler.compiler_so, *self.compiler.linker_so, *libbpf.link]
-        inputs = [BINDING, *RECORDS, NATIVE / "shim.h", *shim, *libbpf.files]
+        inputs = [BINDING, RING, NATIVE / "shim.h", *shim, *libbpf.files]
         step("CC", built, inputs, shlex.join([*command, *ABI3]), make)
         if not target.exists() or target.read_bytes() != built.read_bytes():
             target.parent.mkdir(parents=True, exist_ok=True)

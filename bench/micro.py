@@ -18,11 +18,12 @@ from typing import Any, Callable, NamedTuple
 
 from programs import as_users_run
 
-from pybootstrap import ExecEvent, ExitEvent
-from pybootstrap.engine._native import ffi, lib
-from pybootstrap.events import Event, make_decoder
+from pybootstrap import ExecEvent, ExitEvent, Tracer
+from pybootstrap.engine.decoder import Decoder
+from pybootstrap.engine.events import make_decoder
+from pybootstrap.engine.render_json import JsonRenderer
+from pybootstrap.events import TYPES, Event
 from pybootstrap.render import TextRenderer
-from pybootstrap.render_json import render_json
 
 _PROGRAMS = (
     ("/usr/bin/sh", ("sh", "-c", "test -e /etc/os-release && echo yes")),
@@ -55,7 +56,7 @@ def _process(number: int, comm: str) -> dict[str, Any]:
         "gid": 1000,
         "sid": 900,
         "ns_pid": 1000 + number,
-        "comm": comm.encode()[: lib.COMM_SIZE - 1],
+        "comm": comm.encode()[:15],
     }
 
 
@@ -67,14 +68,16 @@ def _record(kind: str, number: int, with_args: bool, **more: Any) -> bytes:
     if kind == "exit" and not with_args:
         shown, tail = (), b""
     filename_size = len(filename.encode()) + 1 if shown else 0
-    record: Any = ffi.new(f"struct {kind}_record *", {"tail": tail, **more})
-    size = ffi.sizeof(f"struct {kind}_record") + len(tail)
-    record.header.size = size
-    record.header.kind = lib.RECORD_EXEC if kind == "exec" else lib.RECORD_EXIT
-    record.header.time_ns = 1_700_000_000 * 10**9 + number * 100_000
-    record.process = _process(number, filename.rpartition("/")[2])
-    record.text = {"filename_size": filename_size, "args_size": len(tail) - filename_size}
-    return bytes(ffi.buffer(record, size))
+    event = ExecEvent if kind == "exec" else ExitEvent
+    header = {
+        "size": event.HEAD_SIZE + len(tail),
+        "kind": event.KIND,
+        "time_ns": 1_700_000_000 * 10**9 + number * 100_000,
+    }
+    process = _process(number, filename.rpartition("/")[2])
+    text = {"filename_size": filename_size, "args_size": len(tail) - filename_size}
+    members = {"header": header, "process": process, "text": text, **more}
+    return TYPES.struct(f"{kind}_record").encode(members) + tail
 
 
 def batch(pairs: int, with_args: bool) -> bytes:
@@ -89,6 +92,10 @@ def batch(pairs: int, with_args: bool) -> bytes:
 
 
 # ---- Measuring ----
+
+
+def _decoder() -> Decoder:
+    return make_decoder(Tracer.events())
 
 
 def _speed(what: str, items: int, work: Callable[[], object], repeats: int) -> Speed:
@@ -120,18 +127,19 @@ def _read_columns(events: Sequence[Event]) -> None:
 def measure_all(pairs: int, repeats: int) -> list[Speed]:
     """All speeds, over a batch of this many exec+exit pairs."""
     plain, full = batch(pairs, False), batch(pairs, True)
-    plain_events, full_events = make_decoder().decode(plain), make_decoder().decode(full)
+    plain_events, full_events = _decoder().decode(plain), _decoder().decode(full)
     short, long, count = TextRenderer().render, TextRenderer(args=True).render, len(plain_events)
+    render_json = JsonRenderer(Tracer.events()).render
     work: dict[str, Callable[[], object]] = {
-        "record -> event": lambda: make_decoder().decode(plain),
-        "record -> event, with arguments": lambda: make_decoder().decode(full),
-        "... and the columns of the text read": lambda: _read_columns(make_decoder().decode(plain)),
-        "... and every field read": lambda: _read_all(make_decoder().decode(full)),
+        "record -> event": lambda: _decoder().decode(plain),
+        "record -> event, with arguments": lambda: _decoder().decode(full),
+        "... and the columns of the text read": lambda: _read_columns(_decoder().decode(plain)),
+        "... and every field read": lambda: _read_all(_decoder().decode(full)),
         "event -> text line": lambda: short(plain_events),
         "event -> text line with arguments": lambda: long(full_events),
         "event -> JSON line": lambda: render_json(full_events),
-        "record -> text line": lambda: short(make_decoder().decode(plain)),
-        "record -> JSON line": lambda: render_json(make_decoder().decode(full)),
+        "record -> text line": lambda: short(_decoder().decode(plain)),
+        "record -> JSON line": lambda: render_json(_decoder().decode(full)),
     }
     return [_speed(what, count, run, repeats) for what, run in work.items()]
 

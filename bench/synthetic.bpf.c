@@ -33,7 +33,8 @@ static __always_inline void send(u64 number)
 	e->text.filename_size = sizeof("/usr/bin/sleep");
 	e->text.args_size = sizeof(text) - sizeof("/usr/bin/sleep");
 	__builtin_memcpy(e->tail, text, sizeof(text));
-	ring_submit(&e->header, sizeof(*e) + sizeof(text), RECORD_EXEC, 0, bpf_ktime_get_boot_ns());
+	ring_submit(&e->header, sizeof(*e) + sizeof(text), KIND_exec_record, 0,
+		    bpf_ktime_get_boot_ns());
 }
 
 /* Never attached: run by BPF_PROG_TEST_RUN. */

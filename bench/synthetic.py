@@ -24,9 +24,9 @@ from programs import BUILD, BenchError, build_synthetic, cpus
 
 from pybootstrap import LostEvent, Tracer
 from pybootstrap.engine._native import ffi, lib
+from pybootstrap.engine.render_json import JsonRenderer
 from pybootstrap.events import Event
 from pybootstrap.render import TextRenderer
-from pybootstrap.render_json import render_json
 
 _BUFFER_SIZE = 256 * 1024  # bytes
 _WAIT_S = 0.05
@@ -94,7 +94,7 @@ def _stages(descriptor: int) -> dict[str, Turn]:
         "Tracer.read": _decode,
         "+ text": _render(TextRenderer().render, descriptor),
         "+ text, arguments": _render(TextRenderer(args=True).render, descriptor),
-        "+ JSON": _render(render_json, descriptor),
+        "+ JSON": _render(JsonRenderer(Tracer.events()).render, descriptor),
     }
 
 

@@ -18,6 +18,12 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+RECORD(1, exec_record);
+RECORD(2, exit_record);
+/* Python needs these constants. */
+const enum record_flags *unused_flags __attribute__((unused));
+const enum not_known *unused_not_known __attribute__((unused));
+
 /* Settings, written before load. What is off is removed by the verifier and costs nothing. */
 const volatile unsigned long long min_duration_ns = 0; /* send only exits of at least this age */
 const volatile bool capture_args = false; /* arguments on exec; file name and arguments on exit */
@@ -500,7 +506,7 @@ static __always_inline void send_exec(struct process *p, struct long_text *text,
 	e->process = *p;
 	e->text = text->size;
 	bpf_probe_read_kernel(e->tail, at_most(text_size, room), text->bytes);
-	submit(&e->header, sizeof(*e), e->text, RECORD_EXEC, text->flags, now);
+	submit(&e->header, sizeof(*e), e->text, KIND_exec_record, text->flags, now);
 }
 
 /* buffer: which entry of captured is this program's. */
@@ -782,7 +788,7 @@ static __always_inline void report_exit(struct task_struct *leader, struct signa
 		e->text = text->size;
 		bpf_probe_read_kernel(e->tail, at_most(text_size, room), text->bytes);
 	}
-	submit(&e->header, sizeof(*e), e->text, RECORD_EXIT, flags, now);
+	submit(&e->header, sizeof(*e), e->text, KIND_exit_record, flags, now);
 }
 
 static __always_inline void on_exit(u64 *ctx, bool old)

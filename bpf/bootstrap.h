@@ -2,10 +2,10 @@
 /*
  * The records that the BPF programs write and user space reads, and their limits.
  *
- * With ring.h this is the only place where they are written down: the BPF programs and the shim
- * include it, and cffi's declarations (and from them the offsets that Python uses) are made from it.
- * So it holds plain C types, enums and structs only, each field at its natural alignment, no padding
- * left to the compiler: every byte of a record has a name, and the BPF programs write every one.
+ * With ring.h this is the only place where they are written down: the BPF programs include it, and
+ * Python finds offsets, sizes and constants in the BTF of the compiled object. Each field is at its
+ * natural alignment, with no padding left to the compiler: every byte of a record has a name, and the
+ * BPF programs write every one.
  */
 #ifndef BOOTSTRAP_H
 #define BOOTSTRAP_H
@@ -20,12 +20,6 @@ enum limits {
 	FILTER_SIZE = 64, /* values that one filter takes */
 };
 
-/* header.kind */
-enum record_kind {
-	RECORD_EXEC = 1,
-	RECORD_EXIT = 2,
-};
-
 /* header.flags */
 enum record_flags {
 	FILENAME_TRUNCATED = 1, /* longer than FILENAME_SIZE, or unreadable */
@@ -36,7 +30,7 @@ enum record_flags {
 };
 
 /* What a kernel does not keep that was configured without it; as 64 bits. */
-enum { NOT_KNOWN = -1 };
+enum not_known { NOT_KNOWN = -1 };
 
 /* The process an event is about. Ids are those of the root namespaces, unless said otherwise. */
 struct process {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause */
 /*
  * What every record in the ring starts with; nothing here knows what a record says. The BPF
- * programs, the shim and cffi read it, as they do bootstrap.h: see there for what that asks of it.
+ * programs, the shim and cffi's parser read it, so it is plain C without includes.
  */
 #ifndef RING_H
 #define RING_H

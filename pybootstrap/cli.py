@@ -124,11 +124,7 @@ def make_tracer(given: argparse.Namespace, **common: Any) -> Tracer:
 
 
 def make_renderer(given: argparse.Namespace) -> Renderer:
-    """What makes lines of the records."""
-    if given.json:
-        from pybootstrap.render_json import JsonRenderer
-
-        return JsonRenderer()
+    """What makes lines of text of the records."""
     from pybootstrap.render import TextRenderer
 
     return TextRenderer(args=given.args, long=given.long)

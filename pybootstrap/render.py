@@ -13,16 +13,17 @@ from functools import cache
 from time import localtime
 
 from pybootstrap._typing import TYPE_CHECKING
-from pybootstrap.engine._native import lib
+from pybootstrap.engine.events import text
 from pybootstrap.engine.render import Renderer, cached, escape, of
 from pybootstrap.events import (
+    ARGS_TRUNCATED,
     ExecEvent,
     ExitEvent,
     Usage,
-    decode_comm,
+    core_dumped_of,
     decode_text,
-    layout,
-    signal_name,
+    exit_code_of,
+    signal_name_of,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def command_line(filename: str, args: Sequence[str]) -> str:
 
 @cached
 def _comm_column(comm: bytes) -> str:
-    return f"{escape(decode_comm(comm)):<16}"
+    return f"{escape(text(comm)):<16}"
 
 
 @cached
@@ -80,11 +81,10 @@ def _command_line(tail: bytes) -> str:
 @cached
 def _ending(status: int) -> tuple[str, str]:
     """Exit code, and the signal with what stands around it."""
-    code, number = status >> 8 & 0xFF, status & 0x7F
-    if number == 0:
+    code, signal = exit_code_of(status), signal_name_of(status)
+    if signal is None:
         return f"[{code}]", ""
-    core = " (core dumped)" if status & 0x80 else ""
-    return f"[{code}]", f" {signal_name(number)}{core}"
+    return f"[{code}]", f" {signal}{' (core dumped)' if core_dumped_of(status) else ''}"
 
 
 # ---- Text ----
@@ -94,8 +94,8 @@ _LONG_AT = len(HEADER) - 1 - len("FILENAME/EXIT CODE") + _LONG_WIDTH
 _LONG_HEADER = f"{'UID':<7} {'CPU':>9} {'MEM':>9}"
 
 _LINE = ("header.flags", "header.time_ns", "process.pid", "process.ppid", "process.comm")
-_exec_line = layout("exec_record", *_LINE).unpack_from
-_exit_line = layout("exit_record", *_LINE, "duration_ns", "status").unpack_from
+_exec_line = ExecEvent.unpacker(_LINE)
+_exit_line = ExitEvent.unpacker([*_LINE, "duration_ns", "status"])
 
 
 class TextRenderer(Renderer):
@@ -111,7 +111,7 @@ class TextRenderer(Renderer):
     def __init__(self, args: bool = False, long: bool = False) -> None:
         if args:
             _needs_quotes()  # now, because after dropping privileges its import may fail
-        self.kinds = {lib.RECORD_EXEC: self._exec, lib.RECORD_EXIT: self._exit}
+        self.kinds = {ExecEvent.KIND: self._exec, ExitEvent.KIND: self._exit}
         if long:
             self.header = f"{HEADER[:-1]:<{_LONG_AT}} {_LONG_HEADER}\n"
         self._args = args
@@ -160,7 +160,7 @@ def _arguments(tail: bytes, flags: int) -> str:
     """The command line after a space; nothing when it is not known."""
     if not tail:
         return ""
-    return f" {of(_command_line, tail)}{' ...' if flags & lib.ARGS_TRUNCATED else ''}"
+    return f" {of(_command_line, tail)}{' ...' if flags & ARGS_TRUNCATED else ''}"
 
 
 def _usage_columns(usage: Usage) -> str:

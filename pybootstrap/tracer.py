@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from errno import EBADF
 
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
@@ -12,12 +12,11 @@ from pybootstrap.engine import tracer as engine
 from pybootstrap.engine._native import lib
 from pybootstrap.engine.check import kernel_version
 from pybootstrap.engine.errors import SettingError, start_error
-from pybootstrap.events import make_decoder
+from pybootstrap.events import TYPES, ExecEvent, ExitEvent
 
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-    from pybootstrap.engine.decoder import Decoder
     from pybootstrap.engine.skeleton import Names, Skeleton
     from pybootstrap.events import Event
 
@@ -45,14 +44,18 @@ class Stats(NamedTuple):
 
 # ---- Values ----
 
+_FILTERS = TYPES.struct("filters")
+_COMM = _FILTERS.member("comm[0]")[1]
+
 
 def _values(name: str, values: Iterable[Any]) -> list[Any]:
     """The values of a filter. A single str is refused: it would be taken letter by letter."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise SettingError(f"{name} takes a list of values, such as [{values!r}], not {values!r}")
     listed = list(values)
-    if len(listed) > lib.FILTER_SIZE:
-        raise SettingError(f"{name} takes at most {lib.FILTER_SIZE} values, not {len(listed)}")
+    most = _FILTERS.members["pid"][1].count
+    if len(listed) > most:
+        raise SettingError(f"{name} takes at most {most} values, not {len(listed)}")
     return listed
 
 
@@ -75,7 +78,7 @@ def _comm(comm: str) -> bytes:
     if not isinstance(comm, str) or "\0" in comm:
         raise SettingError(f"comms must be names of commands, not {comm!r}")
     name = os.fsencode(comm)
-    if len(name) >= lib.COMM_SIZE:
+    if len(name) >= _COMM.size:
         raise SettingError(
             f"the kernel cuts command names to 15 bytes: use {os.fsdecode(name[:15])!r}, "
             f"not {comm!r}"
@@ -165,6 +168,8 @@ class Tracer(engine.Tracer):
     Raises SettingError (a ValueError) for values that make no sense.
     """
 
+    EVENTS = (ExecEvent, ExitEvent)
+
     def __init__(
         self,
         on_event: Callable[[Event], Any] | None = None,
@@ -211,16 +216,12 @@ class Tracer(engine.Tracer):
 
     # ---- What the engine asks ----
 
-    def _set_up(self, skeleton: Skeleton, fallback: bool) -> bool:
-        """A kernel before 5.17 has no bpf_loop(), and any kernel without JIT refuses its callback.
-
-        Then the old programs will do.
-        """
+    def on_open(self, skeleton: Skeleton) -> None:
+        """A kernel before 5.17 has no bpf_loop(): then the old programs will do."""
         kernel = kernel_version()
-        old = fallback or kernel < (5, 17)
+        self._old = old = self._old or kernel < (5, 17)
         twice = kernel >= (7, 0) and not old
         slots = _count_slots(self._max_processes, self._args)
-        self._old = old
 
         rodata = skeleton.rodata
         rodata.min_duration_ns = self._min_duration_ns
@@ -235,7 +236,11 @@ class Tracer(engine.Tracer):
         progs.handle_exec.autoload = progs.handle_exit.autoload = not old
         progs.handle_exec_old.autoload = progs.handle_exit_old.autoload = old
         progs.exec_again.autoload = progs.exit_again.autoload = twice
-        return not old
+
+    def on_refusal(self) -> bool:
+        """Any kernel without JIT refuses the callback of bpf_loop(), too."""
+        refused, self._old = not self._old, True
+        return refused
 
     def _size_maps(self, maps: Names, slots: int) -> None:
         maps.exec_start.max_entries = slots
@@ -249,7 +254,8 @@ class Tracer(engine.Tracer):
             # And whoever runs programs with long arguments shall not fill more than 64 MiB.
             maps.exec_text_long.max_entries = min(self._max_processes, 4096)
 
-    def _set_up_maps(self, skeleton: Skeleton) -> None:
+    def on_load(self, skeleton: Skeleton) -> None:
+        """Raises SettingError for a path that is no cgroup."""
         try:
             for index, descriptor in enumerate(self._descriptors):
                 skeleton.maps.cgroups[index] = descriptor
@@ -260,10 +266,8 @@ class Tracer(engine.Tracer):
                 f"not all of these are directories of cgroup v2: {self._cgroups}"
             ) from None
 
-    def _make_decoder(self, kinds: Mapping[int, Callable[[bytes], Any]] | None) -> Decoder:
-        return make_decoder(kinds)
-
-    def _count(self, skeleton: Skeleton, produced: int, received: int, lost: int) -> Stats:
+    def count(self, skeleton: Skeleton, produced: int, received: int, lost: int) -> Stats:
+        """As the engine's, with counters of bootstrap's own."""
         progs, bss = skeleton.progs, skeleton.bss
         execs = [progs.handle_exec, progs.handle_exec_old, progs.exec_again]
         exits = [progs.handle_exit, progs.handle_exit_old, progs.exit_again]

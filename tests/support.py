@@ -23,8 +23,10 @@ from typing import Any, Callable
 from unittest import SkipTest
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Tracer
-from pybootstrap.engine._native import ffi, lib
 from pybootstrap.engine.check import kernel_version
+from pybootstrap.engine.decoder import Decoder
+from pybootstrap.engine.events import make_decoder
+from pybootstrap.events import TYPES, ProcessEvent
 
 DEADLINE_S = 60.0  # far more than anything takes, emulated too; a test that needs it has failed
 ONE_HOUR_MS = 3_600_000  # the least duration for a Tracer that gets no events
@@ -385,29 +387,32 @@ def _removed(path: Path) -> bool:
     return not path.exists()
 
 
-# ---- Records, as the BPF programs would send them, made through the C structs themselves ----
+# ---- Records, as the BPF programs would send them ----
 
 
-def _text(filename: bytes | None, args: tuple[bytes, ...] | None) -> tuple[bytes, bytes]:
-    name = b"" if filename is None else filename + b"\0"
-    return name, b"".join(arg + b"\0" for arg in args or ())
+def new_decoder() -> Decoder:
+    return make_decoder(Tracer.events())
 
 
-def _record(struct: str, kind: int, filename: bytes | None, args: Any, fields: Any) -> bytes:
-    name, tail = _text(filename, args)
-    size = ffi.sizeof(f"struct {struct}")
-    record: Any = ffi.new(f"struct {struct} *")
-    record.header.size = size + len(name) + len(tail)
-    record.header.kind = kind
-    record.text.filename_size = len(name)
-    record.text.args_size = len(tail)
+def _encoded(event: type[ProcessEvent], fields: dict[str, Any], tail: bytes) -> bytes:
+    """A record; its members are given as `process__pid=1`."""
+    members: dict[str, Any] = {"header": {"kind": event.KIND}, "process": {}, "usage": {}}
+    members["header"]["size"] = event.HEAD_SIZE + len(tail)
     for path, value in fields.items():
         *parents, last = path.split("__")
-        target = record
+        target = members
         for parent in parents:
-            target = getattr(target, parent)
-        setattr(target, last, value)
-    return bytes(ffi.buffer(record, size)) + name + tail
+            target = target.setdefault(parent, {})
+        target[last] = value
+    record = TYPES.struct(f"{event.NAME}_record")
+    return record.encode({key: members[key] for key in members if key in record.members}) + tail
+
+
+def _record(event: type[ProcessEvent], filename: bytes | None, args: Any, fields: Any) -> bytes:
+    name = b"" if filename is None else filename + b"\0"
+    tail = b"".join(arg + b"\0" for arg in args or ())
+    sizes = {"text__filename_size": len(name), "text__args_size": len(tail)}
+    return _encoded(event, {**sizes, **fields}, name + tail)
 
 
 def exec_record(
@@ -416,7 +421,7 @@ def exec_record(
     **fields: Any,
 ) -> bytes:
     """One exec record; further members as `process__pid=1`."""
-    return _record("exec_record", lib.RECORD_EXEC, filename, args, fields)
+    return _record(ExecEvent, filename, args, fields)
 
 
 def exit_record(
@@ -425,7 +430,7 @@ def exit_record(
     **fields: Any,
 ) -> bytes:
     """One exit record; further members as `status=256`."""
-    return _record("exit_record", lib.RECORD_EXIT, filename, args, fields)
+    return _record(ExitEvent, filename, args, fields)
 
 
 # ---- What JSON objects stand for ----

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-# The types of what bpf/ring.h, bpf/bootstrap.h and shim.h declare, as cffi exposes it.
+# The types of what bpf/ring.h and shim.h declare, as cffi exposes it.
 
 from _cffi_backend import FFI
 
@@ -9,23 +9,6 @@ class _FFI(FFI):
     def string(self, cdata: _CData, maxlen: int = -1) -> bytes: ...  # we have no wide characters
 
 class _Lib:
-    # enum limits
-    COMM_SIZE: int
-    FILENAME_SIZE: int
-    ARGS_SIZE: int
-    TEXT_SIZE: int
-    FILTER_SIZE: int
-    NOT_KNOWN: int
-    # enum record_kind
-    RECORD_EXEC: int
-    RECORD_EXIT: int
-    # enum record_flags
-    FILENAME_TRUNCATED: int
-    ARGS_TRUNCATED: int
-    DURATION_SINCE_EXEC: int
-    TEXT_MISSING: int
-    USAGE_PARTIAL: int
-
     SHIM_MIN_READ: int
     SHIM_MAX_RECORD: int
     SHIM_XDP: int

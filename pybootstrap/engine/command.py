@@ -53,7 +53,8 @@ def main(
         make_tracer: called with the parsed arguments, and by keyword what a Tracer of the engine
             takes: `max_latency_ms` (int), `verbose` (bool), and `ring_size` (int, bytes) if it was
             given. Returns a Tracer that was not started. It may raise SettingError: status 2.
-        make_renderer: called with the parsed arguments; returns what makes lines of records.
+        make_renderer: called with the parsed arguments; returns what makes lines of text of the
+            records. With `--json` the engine's own does.
         version: what `--version` says after the name.
         argv: arguments, without the program's name; None: those of this process.
 
@@ -122,7 +123,11 @@ class _Command:
             common["ring_size"] = given.ring_size
         return self._tracer_of(given, **common)
 
-    def _make_renderer(self) -> Renderer:
+    def _make_renderer(self, tracer: Tracer) -> Renderer:
+        if self._given.json:
+            from pybootstrap.engine.render_json import JsonRenderer
+
+            return JsonRenderer(tracer.events())
         return self._renderer_of(self._given)
 
     def _trace(self) -> int:
@@ -134,8 +139,8 @@ class _Command:
             stdout()  # is there any?
         invoker = invoking_account(os.environ)
         become = invoker if given.run_as is None else account(given.run_as)
-        renderer = self._make_renderer()
         tracer = self._make_tracer()
+        renderer = self._make_renderer(tracer)
         # Whatever is imported must be by now: the user we switch to may not be able to read it.
         _end_at_signals(tracer)
         gc.freeze()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
+from pybootstrap.engine._native import ffi
 from pybootstrap.engine.errors import RecordError
 
 if TYPE_CHECKING:
@@ -32,49 +33,47 @@ class Kind(NamedTuple):
 
     make: Callable[[bytes], Any]
     """What makes something of the bytes of a record."""
+    unpack: Callable[[bytes, int], tuple[int, ...]]
+    """Gives, at an offset in a batch: size, time_ns and lost of `struct record_header`, and the
+    lengths of two parts that end the record, or 0. That is one call for each record."""
     head_size: int
-    """Bytes before the parts that differ in length."""
-    least: int
-    """The least length of the first of these, in bytes; 0 where there is none."""
+    """Bytes before these parts."""
+    least_size: int
+    """Bytes that a record has at least."""
+
+
+_KIND_AT = dict(ffi.typeof("struct record_header").fields)["kind"].offset
 
 
 class Decoder:
     """Turns batches of records into events, and gaps in the kernel's count into `LostEvent`s.
 
     Args:
-        kinds: the kinds of record, by `header.kind`.
-        unpack: gives, at an offset in a batch: size, kind, time_ns and lost of
-            `struct record_header`, and the lengths of two parts that end the record, or 0. That is
-            one call for each record.
+        kinds: the kinds of record, by the number that `header.kind` has.
     """
 
-    def __init__(
-        self, kinds: Mapping[int, Kind], unpack: Callable[[bytes, int], tuple[int, ...]]
-    ) -> None:
+    def __init__(self, kinds: Mapping[int, Kind]) -> None:
         self.lost = 0  # how many losses were reported
         self._time_ns = 0  # of the last event
         # Plain tuples are taken apart faster.
-        self._kinds = {
-            number: (make, head_size, least) for number, (make, head_size, least) in kinds.items()
-        }
-        self._unpack = unpack
+        self._kinds: dict[int, Any] = {number: tuple(kind) for number, kind in kinds.items()}
 
     def decode(self, batch: bytes) -> list[Any]:
         """The events of a batch, or what `kinds` makes of them, in the ring's order.
 
         Raises RecordError for bytes that are no records; it never reads outside of the batch.
         """
-        unpack, kinds = self._unpack, self._kinds
+        kinds, kind_at = self._kinds, _KIND_AT
         events: list[Any] = []
         start, end = 0, len(batch)
         lost, time_ns = self.lost, self._time_ns
         while start < end:
             try:
-                size, kind, now_ns, lost_before, first, second = unpack(batch, start)
-                make, head_size, least = kinds[kind]
-            except (struct.error, KeyError):
+                make, unpack, head_size, least_size = kinds[batch[start + kind_at]]
+                size, now_ns, lost_before, first, second = unpack(batch, start)
+            except (struct.error, IndexError, KeyError):
                 raise RecordError(f"no record at byte {start} of a batch of {end}") from None
-            if size != head_size + first + second or start + size > end or first < least:
+            if size != head_size + first + second or start + size > end or size < least_size:
                 raise RecordError(f"record at byte {start} of {end} says it has {size} bytes")
             if lost_before > lost:
                 events.append(LostEvent(now_ns, time_ns, lost_before - lost))

@@ -12,9 +12,9 @@ from pybootstrap.engine.decoder import LostEvent
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-__all__ = ["Renderer", "cached", "escape", "of"]
+__all__ = ["SHORT", "Renderer", "cached", "escape", "of"]
 
-_SHORT = 256  # bytes of text that are worth keeping in a cache
+SHORT = 256  # bytes of text that are worth keeping in a cache
 cached = lru_cache(maxsize=512)
 
 
@@ -39,7 +39,7 @@ def _escape_char(code: int) -> str:
 
 def of(function: Callable[[bytes], str], tail: bytes) -> str:
     """Calls a cached function, past its cache when the text is long: memory stays bounded."""
-    if len(tail) <= _SHORT:
+    if len(tail) <= SHORT:
         return function(tail)
     uncached: Callable[[bytes], str] = function.__wrapped__  # type: ignore[attr-defined]
     return uncached(tail)

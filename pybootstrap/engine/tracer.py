@@ -28,13 +28,15 @@ from errno import EINTR, EINVAL, ESHUTDOWN
 
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
 from pybootstrap.engine._native import ffi, lib
-from pybootstrap.engine.decoder import Decoder
 from pybootstrap.engine.errors import RecordError, SettingError, StateError, start_error
+from pybootstrap.engine.events import event_classes, make_decoder
 from pybootstrap.engine.skeleton import Skeleton
 
 if TYPE_CHECKING:
     import asyncio
     from typing import Any, Callable, ClassVar
+
+    from pybootstrap.engine.events import Event
 
 __all__ = ["Stats", "Tracer", "milliseconds", "whole_number"]
 
@@ -116,9 +118,9 @@ os.register_at_fork(after_in_child=_leave_to_parent)  # after that of skeletons,
 class Tracer:
     """Loads a tool's programs and gives out the events that they send.
 
-    A tool derives its own from this and says: which object (`OBJECT`), what its settings are
-    (`_set_up`, `_set_up_maps`), what to make of its records (`_make_decoder`), and what else it
-    counts (`_count`).
+    A tool derives its own from this and says: which object (`OBJECT`), what its records are
+    (`EVENTS`), what to set (`on_open`, `on_load`), where to attach (`attach`), and what else it
+    counts (`count`).
 
     Args:
         on_event: called with each event by `run()` and `poll()`. Leave it out to iterate.
@@ -137,6 +139,9 @@ class Tracer:
 
     OBJECT: ClassVar[bytes | None] = None
     """What is in the object file; None: the object that is linked into the extension."""
+    EVENTS: ClassVar[tuple[type[Event], ...]] = ()
+    """The classes of its events, one for each kind of record. Left out, they are made from the BTF
+    of the object: see `event_classes`."""
 
     def __init__(
         self,
@@ -161,7 +166,7 @@ class Tracer:
         self._started = False  # and was done with it
         self._missed = 0  # as of the last time that the kernel said it
         self._queue: deque[Any] = deque()
-        self._decoder = self._make_decoder(None)
+        self._decoder = make_decoder(self.events())
         self._buffer = ffi.NULL
         self._bytes: Any = b""  # the buffer, as something to slice
         # How many batches were decoded, and events of the last one that were not given out yet: in
@@ -185,23 +190,26 @@ class Tracer:
 
     # ---- What a tool says ----
 
-    def _set_up(self, skeleton: Skeleton, fallback: bool) -> bool:  # noqa: ARG002
-        """Sets variables, maps and programs before load.
+    def on_open(self, skeleton: Skeleton) -> None:
+        """Sets variables, sizes of maps and which programs to load. Does nothing by itself."""
 
-        The kernel may refuse them (EINVAL, ENOTSUPP). If this returned True, it is called once
-        more with `fallback`, for a new skeleton, to set up what older kernels take.
+    def on_refusal(self) -> bool:
+        """Whether to try again, when the kernel refused what was opened (EINVAL, ENOTSUPP).
+
+        For programs that some kernels do not take: note that, and return True; `on_open` is called
+        once more, with a new skeleton, and leaves them out. By itself it returns False.
         """
         return False
 
-    def _set_up_maps(self, skeleton: Skeleton) -> None:
-        """Fills maps after load, before the programs are attached."""
+    def on_load(self, skeleton: Skeleton) -> None:
+        """Fills maps, before the programs are attached. Does nothing by itself."""
 
-    def _make_decoder(self, kinds: Mapping[int, Callable[[bytes], Any]] | None) -> Decoder:
-        """What makes events of records; `kinds` as `Decoder` takes it, or None for events."""
-        raise NotImplementedError
+    def attach(self, skeleton: Skeleton) -> None:
+        """Attaches the programs; by itself each where its section says."""
+        skeleton.attach()
 
-    def _count(self, skeleton: Skeleton, produced: int, received: int, lost: int) -> Any:
-        """What `stats` says."""
+    def count(self, skeleton: Skeleton, produced: int, received: int, lost: int) -> Any:
+        """What `stats` says; by itself a `Stats`."""
         self._missed = max(self._missed, sum(program.skipped or 0 for program in skeleton.progs))
         return Stats(produced, received, lost, self._missed)
 
@@ -212,6 +220,11 @@ class Tracer:
     def check_remark(self) -> str:
         """What `--check` adds when tracing works, called while it does; "": nothing."""
         return ""
+
+    @classmethod
+    def events(cls) -> tuple[type[Event], ...]:
+        """The classes of its events."""
+        return cls.EVENTS or event_classes(cls.OBJECT)
 
     # ---- Life: start, stop, close ----
 
@@ -241,29 +254,29 @@ class Tracer:
         buffer = ffi.new("char[]", _BATCH_SIZE)
         self._buffer, self._bytes = buffer, ffi.buffer(buffer)
         skeleton = self._load_skeleton()
-        self._set_up_maps(skeleton)
-        skeleton.attach()
+        self.on_load(skeleton)
+        self.attach(skeleton)
         self._signal_pipe = lib.shim_signal_fd(self._shim)
         if self._closing:
             raise _closed()
 
-    def _load_skeleton(self, fallback: bool = False, log: str = "") -> Skeleton:
-        """Opens and loads; `log` is what was said when what is set up first was refused."""
-        skeleton = Skeleton(self.OBJECT, verbose=self._verbose)
-        # From here on the shim may be passed to any function at any time.
-        self._skeleton, self._shim = skeleton, skeleton._shim
-        skeleton.maps.rb.max_entries = self._ring_size
-        skeleton.rodata.wakeup_bytes = self._ring_size // 4
-        has_fallback = self._set_up(skeleton, fallback)
-        code = skeleton._try_to_load(self._max_latency_ns)
-        if code == 0:
-            return skeleton
-        log += skeleton.log
-        if code in (-EINVAL, -_NOT_SUPPORTED) and has_fallback:
+    def _load_skeleton(self) -> Skeleton:
+        log = ""
+        while True:
+            skeleton = Skeleton(self.OBJECT, verbose=self._verbose)
+            # From here on the shim may be passed to any function at any time.
+            self._skeleton, self._shim = skeleton, skeleton._shim
+            skeleton.maps.rb.max_entries = self._ring_size
+            skeleton.rodata.wakeup_bytes = self._ring_size // 4
+            self.on_open(skeleton)
+            code = skeleton._try_to_load(self._max_latency_ns)
+            if code == 0:
+                return skeleton
+            log += skeleton.log
+            if code not in (-EINVAL, -_NOT_SUPPORTED) or not self.on_refusal():
+                skeleton._handle.check(code)
+                raise start_error(-code, "load", log)
             skeleton.close()
-            return self._load_skeleton(fallback=True, log=log)
-        skeleton._handle.check(code)
-        raise start_error(-code, "load", log)
 
     def stop(self) -> None:
         """Ends tracing; may be called at any time, by any thread or signal handler.
@@ -421,6 +434,14 @@ class Tracer:
             finally:
                 os.close(fd)
 
+    @property
+    def skeleton(self) -> Skeleton:
+        """The object that runs: its variables, maps and programs. Raises StateError as `read()`."""
+        self._check_usable()
+        if self._skeleton is None:
+            raise _closed()
+        return self._skeleton
+
     def fileno(self) -> int:
         """A descriptor for select(2), poll(2) or epoll(7): readable when `read(0)` is worth it.
 
@@ -449,7 +470,7 @@ class Tracer:
         if code < 0 or self._skeleton is None:
             raise _closed()
         try:
-            return self._count(self._skeleton, counted.produced, counted.received, counted.lost)
+            return self.count(self._skeleton, counted.produced, counted.received, counted.lost)
         except StateError:
             raise _closed() from None
 
@@ -538,7 +559,7 @@ class Tracer:
         this does without what `read()` makes sure of each time, and what all of that costs when
         caches are cold.
         """
-        self._decoder = self._make_decoder(kinds)
+        self._decoder = make_decoder(self.events(), kinds)
         self._hook_signals()
         while lines := self._next_batch(None):
             yield lines

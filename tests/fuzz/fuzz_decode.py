@@ -24,22 +24,21 @@ from typing import Any, Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from pybootstrap import ExitEvent, LostEvent
-from pybootstrap.engine._native import ffi, lib
+from pybootstrap import ExecEvent, ExitEvent, LostEvent, Tracer
 from pybootstrap.engine.decoder import Decoder
 from pybootstrap.engine.errors import RecordError
-from pybootstrap.events import Event, make_decoder, member
+from pybootstrap.engine.render_json import JsonRenderer
+from pybootstrap.events import TYPES, Event
 from pybootstrap.render import TextRenderer
-from pybootstrap.render_json import render_json
-from tests.support import exact_bytes, exec_record, exit_record, ns_of
+from tests.support import exact_bytes, exec_record, exit_record, new_decoder, ns_of
 
 RENDERERS = [TextRenderer(args=args, long=long) for args in (False, True) for long in (False, True)]
-SIZES = {lib.RECORD_EXEC: "exec_record", lib.RECORD_EXIT: "exit_record"}
+render_json = JsonRenderer(Tracer.events()).render
 OFFSETS = {
-    name: member("exit_record", name)[0]
+    name: TYPES.struct("exit_record").member(name)[0]
     for name in ("header.size", "header.kind", "text.filename_size", "text.args_size")
 }
-HEADS = {kind: ffi.sizeof(f"struct {name}") for kind, name in SIZES.items()}
+HEADS = {event.KIND: event.HEAD_SIZE for event in Tracer.events()}
 INTERESTING = [0, 1, 2, 7, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1]
 INTERESTING += [2**63 - 1, 2**63, 2**64 - 1, *HEADS.values(), 24, 4128, 8192, 12320]
 
@@ -49,7 +48,7 @@ INTERESTING += [2**63 - 1, 2**63, 2**64 - 1, *HEADS.values(), 24, 4128, 8192, 12
 
 def check(data: bytes) -> list[Event]:
     """Decodes and uses everything; any exception out of here is a finding."""
-    decoder = make_decoder()
+    decoder = new_decoder()
     try:
         events = decoder.decode(data)
     except RecordError:
@@ -137,7 +136,8 @@ def put(data: bytearray, offset: int, size: int, value: int) -> None:
 
 def repair(data: bytes, filename_share: int) -> bytes:
     """The same bytes as one record whose head does not lie, so that its text is looked at."""
-    kind = lib.RECORD_EXIT if len(data) >= HEADS[lib.RECORD_EXIT] and data[-1] & 1 else 1
+    is_exit = len(data) >= ExitEvent.HEAD_SIZE and data[-1] & 1
+    kind = (ExitEvent if is_exit else ExecEvent).KIND
     record = bytearray(data.ljust(HEADS[kind], b"\0"))
     tail = len(record) - HEADS[kind]
     filename_size = tail * (filename_share % 256) // 255

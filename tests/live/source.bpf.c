@@ -89,7 +89,7 @@ static __always_inline void send(struct exec_record *e, const struct order *orde
 		e->header.lost = 0;
 	delay(order);
 	submitted_ns = bpf_ktime_get_boot_ns();
-	ring_submit(&e->header, size, RECORD_EXEC, 0, now);
+	ring_submit(&e->header, size, KIND_exec_record, 0, now);
 }
 
 /* Never attached: run by BPF_PROG_TEST_RUN. */

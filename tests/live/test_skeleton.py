@@ -6,12 +6,11 @@ from __future__ import annotations
 import copy
 import os
 import socket
-import struct
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
 from errno import EMSGSIZE
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,13 +18,10 @@ from pybootstrap import LoadError, ObjectError, SettingError, StateError, Unknow
 from pybootstrap.engine import tracer as engine
 from pybootstrap.engine._native import ffi, lib
 from pybootstrap.engine.build import BPF_FLAGS, WARNINGS, find_bpftool, find_clang
-from pybootstrap.engine.decoder import Decoder, Kind, LostEvent
+from pybootstrap.engine.decoder import LostEvent
 from pybootstrap.engine.skeleton import Skeleton
 from tests.live.source import ROOT
 from tests.support import bpftool, held_by, wait_until_gone
-
-HEADER = struct.Struct("=IH2xQQ")
-PAIR = struct.Struct("=II")
 
 
 def compiled(directory: Path, source: str, *options: str) -> bytes:
@@ -347,32 +343,28 @@ def test_a_child_does_not_hold_what_its_parent_closes(forks: bytes) -> None:
 # ---- A Tracer of another tool ----
 
 
-def fork_decoder(_: Mapping[int, Callable[[bytes], Any]] | None) -> Decoder:
-    def unpack(batch: bytes, at: int) -> tuple[int, ...]:
-        return (*HEADER.unpack_from(batch, at), 0, 0)
-
-    kind = Kind(lambda record: PAIR.unpack_from(record, HEADER.size), HEADER.size + PAIR.size, 0)
-    return Decoder({1: kind}, unpack)
-
-
 def test_a_tracer_of_another_tool(forks: bytes) -> None:
     class Forks(engine.Tracer):
         OBJECT = forks
 
-        def _set_up(self, skeleton: Skeleton, fallback: bool) -> bool:
-            assert not fallback
+        def on_open(self, skeleton: Skeleton) -> None:
             skeleton.rodata.only_parent = os.getpid()
             skeleton.progs.on_packet.autoload = False
-            return False
-
-        def _make_decoder(self, kinds: Any) -> Decoder:
-            return fork_decoder(kinds)
 
     with Forks(ring_size=65536) as tracer:
+        before = time.time_ns()
         children = [fork() for _ in range(50)]
         tracer.stop()
-        assert list(tracer) == [(os.getpid(), child) for child in children]
+        events = list(tracer)
+        assert [(event.parent, event.child) for event in events] == [
+            (os.getpid(), child) for child in children
+        ]
+        times = [event.time_ns for event in events]
+        assert before - 10**6 <= times[0] <= times[-1] <= time.time_ns()
         assert tracer.stats == (50, 50, 0, 0)
+        assert tracer.skeleton.bss.seen == 50
+    with pytest.raises(StateError):
+        tracer.skeleton  # noqa: B018
     with Forks(ring_size=65536) as tracer:
         for _ in range(3000):
             fork()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -14,12 +15,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import cffi
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pybootstrap import ObjectError, RecordError, SettingError
-from pybootstrap.engine._native import ffi
 from pybootstrap.engine.btf import Btf, Type, layout, section
 
 ROOT = Path(__file__).parents[2]
@@ -240,9 +241,15 @@ def test_members_are_where_bpftool_sees_them(object_file: Any) -> None:
 # ---- Against the C compiler's layout ----
 
 
+HEADERS = cffi.FFI()
+for header in ("ring.h", "bootstrap.h"):
+    text = (ROOT / "bpf" / header).read_text()
+    HEADERS.cdef(re.sub(r"^[ \t]*#.*$", "", text, flags=re.MULTILINE))
+
+
 def check_like_cffi(found: Type, ctype: Any) -> None:
     if ctype.kind != "array" or ctype.length is not None:  # cffi has no size for a flexible array
-        assert found.size == ffi.sizeof(ctype)
+        assert found.size == HEADERS.sizeof(ctype)
     if ctype.kind == "struct":
         assert list(found.members) == [name for name, _ in ctype.fields]
         for name, field in ctype.fields:
@@ -259,16 +266,16 @@ def check_like_cffi(found: Type, ctype: Any) -> None:
 
 @pytest.mark.parametrize("name", ["exec_record", "exit_record", "filters", "usage", "process"])
 def test_records_have_the_layout_of_the_header(types: Btf, name: str) -> None:
-    check_like_cffi(types.struct(name), ffi.typeof(f"struct {name}"))
+    check_like_cffi(types.struct(name), HEADERS.typeof(f"struct {name}"))
 
 
 def test_layouts_read_what_the_c_struct_holds(types: Btf) -> None:
-    record: Any = ffi.new("struct exit_record *")
+    record: Any = HEADERS.new("struct exit_record *")
     record.header.kind, record.process.pid, record.process.comm = 2, 4242, b"name"
     record.usage.minor_faults, record.status = 2**63, 9
     paths = ("header.kind", "process.pid", "process.comm", "usage.minor_faults", "status")
     precompiled = layout(types.struct("exit_record"), *paths)
-    assert precompiled.unpack_from(bytes(ffi.buffer(record))) == (
+    assert precompiled.unpack_from(bytes(HEADERS.buffer(record))) == (
         2,
         4242,
         b"name".ljust(16, b"\0"),

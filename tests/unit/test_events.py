@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import os
 import pickle
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, RecordError, Usage
-from pybootstrap.engine._native import ffi, lib
-from pybootstrap.events import make_decoder, signal_name
-from tests.support import exec_record, exit_record
+from pybootstrap.events import ARGS_TRUNCATED, TYPES, signal_name_of
+from tests.support import exec_record, exit_record, new_decoder
+
+HEAD = TYPES.struct("exec_record")
 
 c_strings = st.binary(max_size=300).map(lambda b: b.replace(b"\0", b""))
 u32 = st.integers(0, 2**32 - 1)
@@ -22,7 +22,7 @@ u64 = st.integers(0, 2**64 - 1)
 
 
 def decode(*records: bytes) -> list[Event]:
-    return make_decoder().decode(b"".join(records))
+    return new_decoder().decode(b"".join(records))
 
 
 def decode_exec(record: bytes) -> ExecEvent:
@@ -35,6 +35,11 @@ def decode_exit(record: bytes) -> ExitEvent:
     (event,) = decode(record)
     assert isinstance(event, ExitEvent)
     return event
+
+
+def put(record: bytearray, path: str, value: int) -> None:
+    offset, kind = HEAD.member(path)
+    record[offset : offset + kind.size] = kind.encode(value)
 
 
 def test_every_field_of_an_exec() -> None:
@@ -112,12 +117,11 @@ def test_an_exit_without_exec_has_no_text() -> None:
 
 
 def test_an_argument_that_was_cut_is_kept() -> None:
-    record = exec_record(b"/x", (b"x", b"long"), header__flags=lib.ARGS_TRUNCATED)
+    record = exec_record(b"/x", (b"x", b"long"), header__flags=ARGS_TRUNCATED)
     size = len(record) - 2
     cut = bytearray(record[:size])
-    head: Any = ffi.from_buffer("struct exec_record *", cut)
-    head.header.size = size
-    head.text.args_size -= 2
+    put(cut, "header.size", size)
+    put(cut, "text.args_size", len(b"x\0long\0") - 2)
     event = decode_exec(bytes(cut))
     assert event.args == ("x", "lon")
     assert event.args_truncated
@@ -144,7 +148,7 @@ def test_cpu_time_is_split_as_getrusage_does(
 def test_usage() -> None:
     event = decode_exit(
         exit_record(
-            header__flags=lib.USAGE_PARTIAL,
+            header__flags=TYPES.constant("USAGE_PARTIAL"),
             usage__max_rss_pages=3,
             usage__minor_faults=4,
             usage__major_faults=5,
@@ -160,10 +164,10 @@ def test_usage() -> None:
 
 
 def test_signal_names() -> None:
-    assert signal_name(9) == "SIGKILL"
-    assert signal_name(34) == "SIGRTMIN"
-    assert signal_name(37) == "SIGRTMIN+3"
-    assert signal_name(32) == "SIGRTMIN-2"
+    assert signal_name_of(9) == "SIGKILL"
+    assert signal_name_of(34) == "SIGRTMIN"
+    assert signal_name_of(37) == "SIGRTMIN+3"
+    assert signal_name_of(32) == "SIGRTMIN-2"
 
 
 def test_events_are_values() -> None:
@@ -196,7 +200,7 @@ def test_a_gap_is_reported_where_it_is() -> None:
 
 
 def test_a_gap_that_no_record_follows() -> None:
-    decoder = make_decoder()
+    decoder = new_decoder()
     decoder.decode(exec_record(header__time_ns=10, header__lost=3))
     assert decoder.lost == 3
     assert decoder.loss(5) == LostEvent(time_ns=10, since_ns=10, count=2)
@@ -219,13 +223,11 @@ def test_a_record_cut_short_is_refused(cut: int) -> None:
         decode(exec_record(), record[: len(record) - cut])
 
 
-@given(field=st.sampled_from(["size", "filename_size", "args_size"]), value=u32)
+@given(field=st.sampled_from(["header.size", "text.filename_size", "text.args_size"]), value=u32)
 def test_a_record_that_lies_about_its_length_is_refused(field: str, value: int) -> None:
     record = bytearray(exec_record())
-    head: Any = ffi.from_buffer("struct exec_record *", record)
-    owner = head.header if field == "size" else head.text
-    if getattr(owner, field) == value:
+    if HEAD.decode(bytes(record))[field.partition(".")[0]][field.partition(".")[2]] == value:
         return
-    setattr(owner, field, value)
+    put(record, field, value)
     with pytest.raises(RecordError):
         decode(bytes(record), exec_record())

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent
-from pybootstrap.engine._native import lib
+from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Tracer
 from pybootstrap.engine.render import escape
-from pybootstrap.events import make_decoder
+from pybootstrap.engine.render_json import JsonRenderer
+from pybootstrap.events import ARGS_TRUNCATED
 from pybootstrap.render import HEADER, TextRenderer
-from pybootstrap.render_json import render_json
-from tests.support import exact_bytes, exec_record, exit_record
+from tests.support import exact_bytes, exec_record, exit_record, new_decoder
+
+render_json = JsonRenderer(Tracer.events()).render
 
 NOON_NS = 1_700_000_000_000_000_000
 c_strings = st.binary(max_size=60).map(lambda b: b.replace(b"\0", b""))
@@ -33,7 +34,7 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def decode(*records: bytes) -> list[Event]:
-    return make_decoder().decode(b"".join(records))
+    return new_decoder().decode(b"".join(records))
 
 
 def line(record: bytes, args: bool = False) -> str:
@@ -92,7 +93,7 @@ def test_command_lines() -> None:
     script = exec_record(b"./run", (b"/bin/sh", b"./run", b"a b", b""), **SLEEP)
     assert line(script, args=True) == head + "/bin/sh ./run 'a b' ''\n"
     assert line(exec_record(b"/x y", (), **SLEEP), args=True) == head + "'/x y'\n"
-    cut = exec_record(header__flags=lib.ARGS_TRUNCATED, **SLEEP)
+    cut = exec_record(header__flags=ARGS_TRUNCATED, **SLEEP)
     assert line(cut, args=True) == head + "/usr/bin/sleep 1 ...\n"
     ended = line(exit_record(**SLEEP), args=True)
     assert ended == head.replace("EXEC", "EXIT") + "[0] (0ms) /usr/bin/sleep 1\n"

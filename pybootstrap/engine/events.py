@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""Event classes: the struct of a record, declared once, as a read-only Python object.
+
+    class Opened(Event, object=OBJECT, struct="opened"):
+        __slots__ = ()
+        pid: int = field(doc="Process id (`task_struct.tgid`).")
+        comm: str
+        flags: int = field("how.flags")
+        path: str = field(tail=True, convert=os.fsdecode)
+
+An event holds the bytes of its record and reads a field when it is asked for, so making one costs
+next to nothing. Where a field is and what it is come from the object's BTF. The same declaration
+gives `asdict()`, `repr()`, JSON (see render_json.py) and the layouts for code that must be fast.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from os import fsdecode
+
+from pybootstrap._typing import TYPE_CHECKING
+from pybootstrap.engine.btf import layout
+from pybootstrap.engine.decoder import Decoder, Kind, LostEvent
+from pybootstrap.engine.errors import ObjectError, SettingError
+from pybootstrap.engine.skeleton import types_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any, Callable, ClassVar
+
+    from pybootstrap.engine.btf import Type
+
+__all__ = ["Event", "Field", "LostEvent", "event_classes", "field", "make_decoder", "text"]
+
+_HEADER = ("header.size", "header.time_ns", "header.lost")
+
+
+def text(array: bytes) -> str:
+    """What an array of char holds, up to its NUL, decoded like file names (`os.fsdecode`)."""
+    return fsdecode(array.partition(b"\0")[0])
+
+
+# ---- Fields ----
+
+
+class Field:
+    """What `field()` says, and where that is in a struct."""
+
+    __slots__ = ("annotation", "convert", "doc", "members", "name", "places", "sources", "tail")
+
+    def __init__(
+        self, members: tuple[str, ...], convert: Callable[..., Any] | None, tail: bool, doc: str
+    ) -> None:
+        self.members = members
+        self.convert = convert
+        self.tail = tail
+        self.doc = doc
+        self.name = self.annotation = ""
+        self.places: list[tuple[int, Type]] = []  # of the members, once bound to a struct
+        self.sources: struct.Struct | None = None  # reads them; None for what has no code there
+
+    def named(self, name: str, annotation: object) -> Field:
+        """The same with what only the class knows."""
+        members = self.members or (() if self.tail else (name,))
+        made = Field(members, self.convert, self.tail, self.doc)
+        made.name = name
+        made.annotation = getattr(annotation, "__name__", None) or str(annotation)
+        return made
+
+    def bound(self, record: Type) -> Field:
+        """The same for a struct. Raises SettingError where the two do not fit."""
+        made = self.named(self.name, self.annotation)
+        made.places = [record.member(path) for path in self.members]
+        if self.members and all(member.code for _, member in made.places):
+            made.sources = layout(record, *self.members)
+        elif len(self.members) + self.tail > 1:
+            raise SettingError(
+                f"{self.name}: only numbers and arrays of bytes can be converted together"
+            )
+        if self.convert is None:
+            made.convert = _usual_conversion(made, record)
+        return made
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the value is that of its one member, an integer."""
+        return self.convert is None and self.places[0][1].kind in ("int", "enum", "pointer")
+
+    def value(self, *values: Any) -> Any:
+        """What it makes of the values of its members, and of the tail if it is made of that."""
+        return values[0] if self.convert is None else self.convert(*values)
+
+    def read(self, record: bytes) -> Any:
+        """The value of a member that is neither a number nor an array of bytes."""
+        ((offset, member),) = self.places
+        return self.value(member.decode(record[offset : offset + member.size]))
+
+    def reader(self, head_size: int) -> Callable[[Event], Any]:
+        """What the property calls: the fewest steps for what the field is made of."""
+        convert = self.convert
+        if self.sources is None:
+            if self.tail:
+                return lambda event: self.value(event.record[head_size:])
+            return lambda event: self.read(event.record)
+        unpack = self.sources.unpack_from
+        if convert is None:
+            return lambda event: unpack(event.record)[0]
+        if self.tail:
+            return lambda event: convert(*unpack(event.record), event.record[head_size:])
+        return lambda event: convert(*unpack(event.record))
+
+
+def field(
+    *members: str,
+    convert: Callable[..., Any] | None = None,
+    tail: bool = False,
+    doc: str = "",
+) -> Any:
+    """A field of an event class: which members of the struct it is made of.
+
+    Args:
+        members: paths such as "process.pid" or "ports[0]"; left out, the member of the field's own
+            name. Several are in the order of the struct.
+        convert: makes the value of those of the members: int, bool, float, or bytes for an array of
+            char or unsigned char. Left out, the annotation says how: `str` is text up to the NUL,
+            `bytes` the whole array, `bool` a number that is not 0.
+        tail: `convert` gets the bytes after the struct too, as its last argument.
+        doc: what the field says, with its unit and where it comes from.
+    """
+    if (tail or len(members) > 1) and convert is None:
+        raise SettingError(f"field({', '.join(map(repr, members))}) needs a convert=")
+    return Field(members, convert, tail, doc)
+
+
+_USUAL: dict[str, Callable[..., Any] | None] = {
+    "str": text,
+    "bool": bool,
+    "bytes": None,
+    "int": None,
+    "float": None,
+}
+_FIT = {
+    "str": ("array",),
+    "bytes": ("array",),
+    "bool": ("int", "bool", "enum"),
+    "int": ("int", "bool", "enum", "pointer"),
+    "float": ("float", "int"),
+}
+
+
+def _usual_conversion(declared: Field, record: Type) -> Callable[..., Any] | None:
+    """What turns the one member of a field into what its annotation says."""
+    ((_, member),) = declared.places
+    kinds = _FIT.get(declared.annotation)
+    if kinds is not None and (member.kind not in kinds or not member.code):
+        raise SettingError(
+            f"{declared.name} is a {declared.annotation}, but {declared.members[0]} of "
+            f"{record.name} is {member.name}: annotate it otherwise, or give field() a convert="
+        )
+    return _USUAL.get(declared.annotation)
+
+
+# ---- Events ----
+
+
+def _annotations(cls: type) -> dict[str, object]:
+    """Those of the class itself."""
+    own: dict[str, object] = vars(cls).get("__annotations__") or {}
+    if not own and sys.version_info >= (3, 14):  # there they are made when asked for
+        own = cls.__annotations__
+    return own
+
+
+def _unbound(event: Event) -> Any:
+    raise AttributeError(f"{type(event).__name__} names no struct")
+
+
+class Event:
+    """A record of one kind; derive a class of your own for each, with a struct's name.
+
+    Class arguments:
+        object: what is in the object file, whose BTF has the struct (bytes); left out, the object
+            that is linked into the extension.
+        struct: the name of the struct that RECORD() names (see ring.bpf.h). A class without one is
+            a base of others, with fields that they have in common.
+
+    Raises SettingError when fields and struct do not fit together. Events are equal when all bytes
+    of their records are; `record` holds these, with `time_ns` as wall clock.
+    """
+
+    __slots__ = ("record",)
+    KIND: ClassVar[int]
+    """The number of this kind of record."""
+    NAME: ClassVar[str]
+    """The value of "event" in JSON: the name of the class, without "Event" and in lower case."""
+    HEAD_SIZE: ClassVar[int]
+    """Bytes of the struct, without a tail."""
+    TAIL: ClassVar[tuple[str, ...]] = ()
+    """Members that say how long the parts of the tail are, in bytes. A record of another size is
+    refused. Without any, a struct that ends with an array of no size has a tail of any length."""
+    MIN_TAIL: ClassVar[int] = 0
+    """Bytes that the tail has at least."""
+    FIELDS: ClassVar[dict[str, Field]] = {}
+    """All fields by name, those of bases first."""
+    _struct: ClassVar[Type]
+    _open_end: ClassVar[int | None]
+
+    time_ns: int = field(
+        "header.time_ns",
+        doc="""When it happened: wall clock, ns since the epoch.
+
+        The kernel's CLOCK_BOOTTIME at the event (`bpf_ktime_get_boot_ns`), turned into wall clock
+        with the difference of the two clocks when the record was read.
+        """,
+    )
+
+    def __init__(self, record: bytes) -> None:
+        """Wraps the bytes of one record, which `Decoder` has checked."""
+        self.record = record
+
+    def __init_subclass__(cls, *, object: bytes | None = None, struct: str = "") -> None:  # noqa: A002
+        super().__init_subclass__()
+        cls.FIELDS = {**cls.FIELDS, **_declared(cls)}
+        for declared in cls.FIELDS.values() if not struct else ():
+            setattr(cls, declared.name, property(_unbound, doc=declared.doc or None))
+        if struct:
+            cls._bind(object, struct)
+
+    @classmethod
+    def _bind(cls, elf: bytes | None, struct_name: str) -> None:
+        types = types_of(elf)
+        kinds = {found.name: kind for kind, found in types.records().items()}
+        cls._struct = types.struct(struct_name)
+        if cls._struct.name not in kinds:
+            raise SettingError(
+                f"{struct_name} is no kind of record of the object: say RECORD(1, {struct_name}); "
+                "in the BPF source"
+            )
+        cls.KIND = kinds[cls._struct.name]
+        cls._open_end = _open_end(cls._struct)
+        cls.HEAD_SIZE = cls._struct.size if cls._open_end is None else cls._open_end
+        if "NAME" not in vars(cls):
+            cls.NAME = cls.__name__.removesuffix("Event").lower()
+        cls.FIELDS = {name: one.bound(cls._struct) for name, one in cls.FIELDS.items()}
+        for name, bound in cls.FIELDS.items():
+            setattr(cls, name, property(bound.reader(cls.HEAD_SIZE), doc=bound.doc or None))
+
+    @classmethod
+    def _kind(cls, make: Callable[[bytes], Any] | None) -> Kind:
+        """How `Decoder` takes records of this kind; `make` instead of events."""
+        unpack: Any = layout(cls._struct, *_HEADER, *cls.TAIL).unpack_from
+        if len(cls.TAIL) != 2:
+            any_length = not cls.TAIL and cls._open_end is not None
+            unpack = _with_two_parts(unpack, cls.HEAD_SIZE if any_length else None)
+        return Kind(make or cls, unpack, cls.HEAD_SIZE, cls.HEAD_SIZE + cls.MIN_TAIL)
+
+    @classmethod
+    def unpacker(cls, members: Iterable[str]) -> Callable[[bytes], tuple[Any, ...]]:
+        """What unpacks these members of a record in one go, given in the struct's order.
+
+        For code that must be fast; `FIELDS[name].members` are those that a field is made of.
+        """
+        return layout(cls._struct, *members).unpack_from
+
+    def asdict(self) -> dict[str, Any]:
+        """All fields by name, in a fixed order; named tuples as dictionaries, too."""
+        fields = {name: getattr(self, name) for name in self.FIELDS}
+        for name, value in fields.items():
+            if hasattr(value, "_asdict"):
+                fields[name] = value._asdict()
+        return fields
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.FIELDS)
+        return f"{type(self).__name__}({fields})"
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is type(self):
+            return self.record == other.record
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.record)
+
+    def __reduce__(self) -> tuple[type[Event], tuple[bytes]]:
+        return type(self), (self.record,)
+
+
+def _declared(cls: type) -> dict[str, Field]:
+    """The fields that a class declares: what `field()` made, and public names without a value."""
+    found = {}
+    for name, annotation in _annotations(cls).items():
+        if name.startswith("_") or "ClassVar" in str(annotation):
+            continue
+        value = vars(cls).get(name) or Field((), None, False, "")
+        if not isinstance(value, Field):
+            raise SettingError(f"{cls.__name__}.{name} is not a field: annotate it as a ClassVar")
+        if name in vars(Event) and cls is not Event:
+            raise SettingError(
+                f"events have a {name} already: use another name, and field({name!r})"
+            )
+        found[name] = value.named(name, annotation)
+    return found
+
+
+Event.FIELDS = _declared(Event)
+
+
+def _open_end(record: Type) -> int | None:
+    """Where the array of no size begins that ends a struct, if one does."""
+    return next((at for at, found in record.members.values() if _is_open(found)), None)
+
+
+def _is_open(found: Type) -> bool:
+    return found.kind == "array" and found.size == 0
+
+
+def _with_two_parts(
+    unpack: Callable[[bytes, int], tuple[int, ...]], head_size: int | None
+) -> Callable[[bytes, int], tuple[int, ...]]:
+    """`unpack` for tails of another number of parts: one length for all of them, and 0.
+
+    With a head_size the tail is whatever follows the head.
+    """
+
+    def unpack_two(batch: bytes, at: int) -> tuple[int, ...]:
+        size, time_ns, lost, *parts = unpack(batch, at)
+        return size, time_ns, lost, sum(parts) if head_size is None else size - head_size, 0
+
+    return unpack_two
+
+
+def make_decoder(
+    events: Iterable[type[Event]], makers: Mapping[int, Callable[[bytes], Any]] | None = None
+) -> Decoder:
+    """Makes events of records, or what `makers` makes of them, by the number of their kind."""
+    makers = makers or {}
+    return Decoder({event.KIND: event._kind(makers.get(event.KIND)) for event in events})
+
+
+# ---- Classes that nobody wrote ----
+
+
+def event_classes(elf: bytes | None) -> tuple[type[Event], ...]:
+    """A class for each kind of record of an object, made from its BTF, with all members as fields.
+
+    Arrays of char are text, up to their NUL; other arrays lists, inner structs dictionaries. A
+    struct that ends with an array of no size has the rest of the record there, as bytes.
+    """
+    return tuple(_made(elf, found) for found in types_of(elf).records().values())
+
+
+def _made(elf: bytes | None, record: Type) -> type[Event]:
+    name = record.name.partition(" ")[2]
+    body: dict[str, Any] = {"__slots__": (), "NAME": name, "__annotations__": {}}
+    for member, (_, found) in record.members.items():
+        if member == "header" or found.kind == "other":
+            continue
+        if not member.isidentifier() or not name.isidentifier():
+            raise ObjectError(f"the BTF is damaged: {member!r} of {name!r} is not a name of C")
+        # What an event has itself gets another name.
+        own = f"{member}_" if hasattr(Event, member) else member
+        body[own] = field(tail=True, convert=bytes) if _is_open(found) else field(member)
+        body["__annotations__"][own] = _annotation(found)
+    title = "".join(part.capitalize() for part in name.split("_"))
+    body["__doc__"] = f"A record of {record.name}."
+    return type(title, (Event,), body, object=elf, struct=name)
+
+
+def _annotation(found: Type) -> str:
+    if found.kind == "array" and found.code:
+        return "str" if "unsigned" not in found.name else "bytes"
+    return {"int": "int", "enum": "int", "pointer": "int", "bool": "bool"}.get(found.kind, "Any")

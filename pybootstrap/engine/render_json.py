@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""Events as JSON, an object a line. Not in render.py, because importing json takes 2 ms.
+
+Every value survives every parser. Two kinds of values would not, so each gets a second member
+beside it, which does, where it is needed:
+
+- text that is no UTF-8: bytes that are none come as U+FFFD, and NAME_base64 has all of them;
+- numbers from 2**53 on, which many parsers round: NAME_exact has the digits as a string.
+
+Times of the day are strings of RFC 3339, with nanoseconds.
+
+`member()` says what any value becomes. It is too slow for each value of each event, so for each
+event class a function is written, compiled once, that formats numbers itself and keeps what
+`member()` said of short values that come again: names, statuses, arguments.
+"""
+
+from __future__ import annotations
+
+from binascii import b2a_base64
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from itertools import groupby
+from json.encoder import encode_basestring_ascii as quoted
+from os import fsencode
+from time import gmtime
+
+from pybootstrap._typing import TYPE_CHECKING
+from pybootstrap.engine.decoder import LostEvent
+from pybootstrap.engine.render import SHORT, Renderer, cached, of
+
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+    from pybootstrap.engine.events import Event, Field
+
+__all__ = ["JsonRenderer", "member"]
+
+_EXACT = 2**53  # from here on so many parsers, which use doubles, round
+
+
+# ---- Any value ----
+
+
+def member(name: str, value: Any) -> str:
+    """A member of an object, such as '"pid":1', with the second member that it may need.
+
+    Takes what a field can be: int, bool, float, str, bytes (in Base64), None, lists and tuples of
+    these, dictionaries and named tuples. Raises TypeError for anything else.
+    """
+    write = _writers.get(type(value)) or _writer_of(value)
+    return write(name, value)
+
+
+def _writer_of(value: Any) -> Callable[[str, Any], str]:
+    """The function for a type that is seen for the first time, such as an IntEnum."""
+    kind = type(value)
+    if hasattr(value, "_asdict"):
+        found = _named_tuple_writer(kind)
+    else:
+        known = [write for base, write in _writers.items() if isinstance(value, base)]
+        if not known:
+            raise TypeError(f"{value!r} has no form in JSON: give its field() another convert=")
+        found = known[0]
+    _writers[kind] = found
+    return found
+
+
+def _constant(name: str, value: bool | None) -> str:
+    return f'"{name}":{_CONSTANTS[value]}'
+
+
+_CONSTANTS = {None: "null", True: "true", False: "false"}
+
+
+def _integer(name: str, value: int) -> str:
+    if -_EXACT < value < _EXACT:
+        return f'"{name}":{value:d}'
+    return f'"{name}":{value:d},"{name}_exact":"{value:d}"'
+
+
+def _float(name: str, value: float) -> str:
+    return f'"{name}":{value!r}' if abs(value) < float("inf") else f'"{name}":null'
+
+
+def _text(name: str, value: str) -> str:
+    data = fsencode(value)
+    exact = "" if _is_utf8(data) else f',"{name}_base64":{_base64(data)}'
+    return f'"{name}":{_readable(data)}{exact}'
+
+
+def _bytes(name: str, value: bytes) -> str:
+    return f'"{name}":{_base64(value)}'
+
+
+def _list(name: str, value: Iterable[Any]) -> str:
+    """All bytes of a list of texts come in Base64 if one of them is not UTF-8."""
+    items = list(value)
+    shown = ",".join(member("", item).removeprefix('"":') for item in items)
+    if not items or not all(isinstance(item, str) for item in items):
+        return f'"{name}":[{shown}]'
+    data = list(map(fsencode, items))
+    shown = ",".join(map(_readable, data))
+    exact = "" if all(map(_is_utf8, data)) else f',"{name}_base64":[{",".join(map(_base64, data))}]'
+    return f'"{name}":[{shown}]{exact}'
+
+
+def _object(name: str, value: Mapping[str, Any]) -> str:
+    members = ",".join(member(key, item) for key, item in value.items())
+    return f'"{name}":{{{members}}}'
+
+
+def _named_tuple_writer(kind: type[Any]) -> Callable[[str, Any], str]:
+    """One of small integers is formatted in one go."""
+    form = "{" + ",".join(f'"{name}":%d' for name in kind._fields) + "}"
+    are_integers = all(str(one).startswith("int") for one in kind.__annotations__.values())
+
+    def write(name: str, value: Any) -> str:
+        try:
+            if are_integers and max(value) < _EXACT and min(value) > -_EXACT:
+                return f'"{name}":{form % value}'
+        except TypeError:  # None is among them
+            pass
+        return _object(name, value._asdict())
+
+    return write
+
+
+_writers: dict[type, Callable[[str, Any], str]] = {
+    type(None): _constant,
+    bool: _constant,
+    int: _integer,
+    float: _float,
+    str: _text,
+    bytes: _bytes,
+    list: _list,
+    tuple: _list,
+    dict: _object,
+}
+
+
+def _base64(data: bytes) -> str:
+    return f'"{b2a_base64(data, newline=False).decode()}"'
+
+
+def _readable(data: bytes) -> str:
+    return quoted(data.decode("utf-8", "replace"))
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+# ---- Times ----
+
+
+@lru_cache(maxsize=8)
+def _second(seconds: int) -> str:
+    """A time of the day up to the point before its fraction."""
+    return "%04d-%02d-%02dT%02d:%02d:%02d." % gmtime(seconds)[:6]  # noqa: UP031
+
+
+def _time(time_ns: int) -> tuple[str, int]:
+    seconds, fraction = divmod(time_ns, 1_000_000_000)
+    return _second(seconds), fraction
+
+
+def _stamp(time_ns: int) -> str:
+    return '"%s%09dZ"' % _time(time_ns) if time_ns else "null"  # noqa: UP031
+
+
+# ---- Event classes ----
+
+
+class _Writer:
+    """Writes the function for an event class: one format for all fields, and what goes into it.
+
+    Values of the members are called v0, v1, ...; `names` has what else the code mentions.
+    """
+
+    def __init__(self, event: type[Event]) -> None:
+        places = {
+            path: event.FIELDS[name].places[number][0]
+            for name in event.FIELDS
+            for number, path in enumerate(event.FIELDS[name].members)
+            if event.FIELDS[name].sources
+        }
+        self._paths = sorted(places, key=places.__getitem__)
+        self._names: dict[str, Any] = {
+            "of": of,
+            "time": _time,
+            "unpack": event.unpacker(self._paths),
+        }
+        self._tail = f"record[{event.HEAD_SIZE}:]"
+        self._event = event
+
+    def function(self) -> Callable[[bytes], str]:
+        """Makes a line of the bytes of a record."""
+        forms, codes = ['{"event":' + quoted(self._event.NAME).replace("%", "%%")], []
+        for _, group in groupby(self._event.FIELDS.values(), lambda one: (one.members, one.tail)):
+            form, code = self._part(list(group))
+            forms.append(form)
+            codes.append(code)
+        self._names["form"] = ",".join(forms) + "}\n"
+        values = "".join(f"v{number}," for number in range(len(self._paths)))
+        code = f"def render(record):\n {values or '()'} = unpack(record)\n"
+        code += f" return form % ({', '.join(codes)},)\n"
+        exec(code, self._names)  # noqa: S102 - as namedtuple() does; all names in it are ours
+        rendered: Callable[[bytes], str] = self._names["render"]
+        return rendered
+
+    def _part(self, fields: list[Field]) -> tuple[str, str]:
+        """Format and code of fields that are made of the same members."""
+        first = fields[0]
+        values = [f"v{self._paths.index(path)}" for path in first.members if first.sources]
+        if first.name == "time_ns":
+            return '"time":"%s%09dZ"', f"*time({values[0]})"
+        if len(fields) == 1 and first.is_integer:
+            return self._number(first, values[0])
+        function = f"part_{first.name}"
+        if first.tail and not values:
+            self._names[function] = cached(_member_of(fields))
+            return "%s", f"of({function}, {self._tail})"
+        if len(values) == 1 and not first.tail:
+            self._names[function] = cached(_member_of(fields))
+            if first.places[0][1].size > SHORT:
+                return "%s", f"of({function}, {values[0]})"
+        elif values:
+            self._names[function] = _member_of(fields)
+            values += [self._tail] * first.tail
+        else:
+            self._names[function] = lambda record: member(first.name, first.read(record))
+            values = ["record"]
+        return "%s", f"{function}({', '.join(values)})"
+
+    def _number(self, field: Field, value: str) -> tuple[str, str]:
+        """Format and code of an integer; one that may be large is looked at each time."""
+        kind = field.places[0][1]
+        if kind.size < 8:
+            return f'"{field.name}":%d', value
+        small = f"{value} < {_EXACT}" if kind.code.isupper() else f"{-_EXACT} < {value} < {_EXACT}"
+        exact = f'f\'{{{value}}},"{field.name}_exact":"{{{value}}}"\''
+        return f'"{field.name}":%s', f"{value} if {small} else {exact}"
+
+
+def _member_of(fields: list[Field]) -> Callable[..., str]:
+    """What makes members of the values that these fields are made of."""
+    name, convert = fields[0].name, fields[0].convert
+    if len(fields) == 1:
+        return lambda *values: member(name, convert(*values) if convert else values[0])
+
+    def members(*values: Any) -> str:
+        return ",".join(member(field.name, field.value(*values)) for field in fields)
+
+    return members
+
+
+class JsonRenderer(Renderer):
+    """A JSON object and a line feed for each event, with all its fields, in ASCII.
+
+    See the top of this file for what has a second member. Text without one is exact as it is.
+    """
+
+    def __init__(self, events: Iterable[type[Event]]) -> None:
+        self.kinds = {event.KIND: _Writer(event).function() for event in events}
+
+    def lost(self, event: LostEvent) -> str:
+        """An object of its own."""
+        stamps = f'"time":{_stamp(event.time_ns)},"since":{_stamp(event.since_ns)}'
+        return f'{{"event":"lost",{stamps},{member("count", event.count)}}}\n'
