@@ -28,36 +28,26 @@ if TYPE_CHECKING:
     from pybootstrap.events import Event, ExecEvent, ExitEvent, LostEvent, ProcessEvent, Usage
     from pybootstrap.tracer import Stats, Tracer
 else:
-    # The same at run time, but imported when first asked for (PEP 562): importing one module of
-    # this package, as the command does, must not load the others.
-    _NAMES = {
-        "engine.errors": (
-            "BootstrapError",
-            "LoadError",
-            "ObjectError",
-            "PrivilegeError",
-            "RecordError",
-            "SettingError",
-            "StateError",
-            "UnknownNameError",
-            "UnsupportedKernelError",
-        ),
-        "events": ("Event", "ExecEvent", "ExitEvent", "LostEvent", "ProcessEvent", "Usage"),
-        "tracer": ("Stats", "Tracer"),
-    }
+    from pybootstrap._lazy import lazily
 
-    def __getattr__(name):
-        from importlib import import_module
-
-        for module_name, names in _NAMES.items():
-            if name == module_name or name in names:
-                module = import_module(f"{__name__}.{module_name}")
-                globals()[name] = module if name == module_name else getattr(module, name)
-                return globals()[name]
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def __dir__():
-        return sorted({*globals(), "events", "tracer", *__all__})
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "engine.errors": (
+                "BootstrapError",
+                "LoadError",
+                "ObjectError",
+                "PrivilegeError",
+                "RecordError",
+                "SettingError",
+                "StateError",
+                "UnknownNameError",
+                "UnsupportedKernelError",
+            ),
+            "events": ("Event", "ExecEvent", "ExitEvent", "LostEvent", "ProcessEvent", "Usage"),
+            "tracer": ("Stats", "Tracer"),
+        },
+    )
 
 
 __all__ = [

@@ -93,15 +93,28 @@ def _bytes(name: str, value: bytes) -> str:
 
 
 def _list(name: str, value: Iterable[Any]) -> str:
-    """All bytes of a list of texts come in Base64 if one of them is not UTF-8."""
-    items = list(value)
-    shown = ",".join(member("", item).removeprefix('"":') for item in items)
-    if not items or not all(isinstance(item, str) for item in items):
-        return f'"{name}":[{shown}]'
-    data = list(map(fsencode, items))
-    shown = ",".join(map(_readable, data))
-    exact = "" if all(map(_is_utf8, data)) else f',"{name}_base64":[{",".join(map(_base64, data))}]'
-    return f'"{name}":[{shown}]{exact}'
+    """A list of texts, or of integers, has a second member with all of them if one needs it."""
+    items, second = list(value), ""
+    if all(isinstance(item, str) for item in items):
+        data = list(map(fsencode, items))
+        if not all(map(_is_utf8, data)):
+            second = f',"{name}_base64":[{",".join(map(_base64, data))}]'
+    elif all(isinstance(item, int) and not isinstance(item, bool) for item in items) and (
+        min(items) <= -_EXACT or max(items) >= _EXACT
+    ):
+        second = f',"{name}_exact":[{",".join(map(_digits, items))}]'
+    return f'"{name}":[{",".join(map(_item, items))}]{second}'
+
+
+def _item(value: Any) -> str:
+    """One of a list, where nothing can have a second member, unless it is an object."""
+    if isinstance(value, str):
+        return _readable(fsencode(value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:d}"
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_asdict"):
+        return f"[{','.join(map(_item, value))}]"
+    return member("", value).removeprefix('"":')
 
 
 def _object(name: str, value: Mapping[str, Any]) -> str:
@@ -136,6 +149,10 @@ _writers: dict[type, Callable[[str, Any], str]] = {
     tuple: _list,
     dict: _object,
 }
+
+
+def _digits(number: int) -> str:
+    return f'"{number:d}"'
 
 
 def _base64(data: bytes) -> str:

@@ -68,6 +68,7 @@ def test_options_load_the_standard_library_only() -> None:
     loaded = _loaded_by("import pybootstrap.engine.options")
     assert loaded - _loaded_by("import __future__, argparse, collections, re") == {
         "pybootstrap",
+        "pybootstrap._lazy",
         "pybootstrap._typing",
         "pybootstrap._version",
         "pybootstrap.engine",
