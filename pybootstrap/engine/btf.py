@@ -314,6 +314,7 @@ class Btf:
         self._starts = [0]  # the first word of each type, by its id; 0 is void
         self._ids: list[list[int]] = [[] for _ in _FIXED]  # of the types, by kind
         self._types: dict[int, Type] = {0: Type("other", "void", 0)}
+        self._records: dict[int, Type] | None = None
         self._depth = 0
         self._index()
 
@@ -360,6 +361,8 @@ class Btf:
 
     def records(self) -> dict[int, Type]:
         """The structs of records by the numbers of their kinds, as RECORD() in ring.bpf.h says."""
+        if self._records is not None:
+            return self._records
         found = {}
         for variable_id in self._ids[_VAR]:
             _, name_at, _, _, type_id = self._head(variable_id)
@@ -367,7 +370,8 @@ class Btf:
             kind, _, _, _, target_id = self._head(type_id)
             if not word and number.isdecimal() and kind == _PTR:
                 found[int(number)] = self._type(target_id)
-        return dict(sorted(found.items()))
+        self._records = dict(sorted(found.items()))
+        return self._records
 
     def constant(self, name: str) -> int:
         """The value of an enumerator. Raises SettingError when the object has none of this name.

@@ -11,9 +11,9 @@ from pybootstrap.engine.errors import RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any, Callable
+    from typing import Any
 
-__all__ = ["Decoder", "Kind", "LostEvent"]
+__all__ = ["Decoder", "LostEvent"]
 
 
 class LostEvent(NamedTuple):
@@ -28,20 +28,6 @@ class LostEvent(NamedTuple):
     """How many events were lost."""
 
 
-class Kind(NamedTuple):
-    """One kind of record."""
-
-    make: Callable[[bytes], Any]
-    """What makes something of the bytes of a record."""
-    unpack: Callable[[bytes, int], tuple[int, ...]]
-    """Gives, at an offset in a batch: size, time_ns and lost of `struct record_header`, and the
-    lengths of two parts that end the record, or 0. That is one call for each record."""
-    head_size: int
-    """Bytes before these parts."""
-    least_size: int
-    """Bytes that a record has at least."""
-
-
 _KIND_AT = dict(ffi.typeof("struct record_header").fields)["kind"].offset
 
 
@@ -49,14 +35,16 @@ class Decoder:
     """Turns batches of records into events, and gaps in the kernel's count into `LostEvent`s.
 
     Args:
-        kinds: the kinds of record, by the number that `header.kind` has.
+        kinds: by the number that `header.kind` has, four things of a kind of record: what makes
+            something of its bytes; what unpacks, at an offset in a batch, size, time_ns and lost of
+            `struct record_header` and the lengths of two parts that end the record, or 0; how many
+            bytes are before these parts; and how many a record has at least.
     """
 
-    def __init__(self, kinds: Mapping[int, Kind]) -> None:
+    def __init__(self, kinds: Mapping[int, tuple[Any, ...]]) -> None:
         self.lost = 0  # how many losses were reported
         self._time_ns = 0  # of the last event
-        # Plain tuples are taken apart faster.
-        self._kinds: dict[int, Any] = {number: tuple(kind) for number, kind in kinds.items()}
+        self._kinds = kinds
 
     def decode(self, batch: bytes) -> list[Any]:
         """The events of a batch, or what `kinds` makes of them, in the ring's order.

@@ -21,7 +21,7 @@ from os import fsdecode
 
 from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.engine.btf import layout
-from pybootstrap.engine.decoder import Decoder, Kind, LostEvent
+from pybootstrap.engine.decoder import Decoder, LostEvent
 from pybootstrap.engine.errors import ObjectError, SettingError
 from pybootstrap.engine.skeleton import types_of
 
@@ -247,13 +247,13 @@ class Event:
             setattr(cls, name, property(bound.reader(cls.HEAD_SIZE), doc=bound.doc or None))
 
     @classmethod
-    def _kind(cls, make: Callable[[bytes], Any] | None) -> Kind:
+    def _kind(cls, make: Callable[[bytes], Any] | None) -> tuple[Any, ...]:
         """How `Decoder` takes records of this kind; `make` instead of events."""
         unpack: Any = layout(cls._struct, *_HEADER, *cls.TAIL).unpack_from
         if len(cls.TAIL) != 2:
             any_length = not cls.TAIL and cls._open_end is not None
             unpack = _with_two_parts(unpack, cls.HEAD_SIZE if any_length else None)
-        return Kind(make or cls, unpack, cls.HEAD_SIZE, cls.HEAD_SIZE + cls.MIN_TAIL)
+        return make or cls, unpack, cls.HEAD_SIZE, cls.HEAD_SIZE + cls.MIN_TAIL
 
     @classmethod
     def unpacker(cls, members: Iterable[str]) -> Callable[[bytes], tuple[Any, ...]]:
