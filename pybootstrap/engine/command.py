@@ -71,8 +71,16 @@ def main(
     gc.disable()
     try:
         parser = make_parser()
-        given = parser.parse_args(argv)
-        return _Command(parser.prog, given, make_tracer, make_renderer).run(version)
+        try:
+            given = parser.parse_args(argv)  # --help writes
+            return _Command(parser.prog, given, make_tracer, make_renderer).run(version)
+        except BrokenPipeError:  # whoever read our output has seen enough
+            forget_stdout()
+            return 0
+        except OutputError as error:
+            forget_stdout()
+            say(parser.prog, f"cannot write the output: {error}")
+            return EX_IOERR
     except KeyboardInterrupt:  # before the handlers were in place
         return 0
     finally:
@@ -105,16 +113,10 @@ class _Command:
                 stdout().write(f"{self._name} {version} (libbpf {_libbpf_version()})\n")
                 return 0
             return self._check() if self._given.check else self._trace()
-        except BrokenPipeError:  # whoever read our output has seen enough
-            forget_stdout()
-        except OutputError as error:
-            forget_stdout()
-            return self._fail(f"cannot write the output: {error}", EX_IOERR)
         except errors.BootstrapError as error:
             unseen = getattr(error, "log", "") and not self._given.verbose
-            more = "; -v shows the whole log" if unseen else ""
-            return self._fail(f"{error}{more}", _status_of(error))
-        return 0
+            self._say(f"{error}{'; -v shows the whole log' if unseen else ''}")
+            return _status_of(error)
 
     def _make_tracer(self) -> Tracer:
         given = self._given
@@ -220,10 +222,6 @@ class _Command:
 
     def _say(self, message: object) -> None:
         say(self._name, message)
-
-    def _fail(self, message: object, status: int) -> int:
-        self._say(message)
-        return status
 
 
 def _libbpf_version() -> str:

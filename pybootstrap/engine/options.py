@@ -12,7 +12,7 @@ import re
 
 TYPE_CHECKING = False  # as in _typing.py
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 __all__ = ["EX_USAGE", "MAX_MS", "add_common", "make_parser", "whole_number"]
 
@@ -25,6 +25,15 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, not the usage first."""
         self.exit(EX_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def print_help(self, file: Any = None) -> None:
+        """To standard output without a buffer, so that a failure is known; raises as `Output`."""
+        if file is not None:
+            super().print_help(file)
+            return
+        from pybootstrap.engine.output import stdout
+
+        stdout().write(self.format_help())
 
 
 def whole_number(low: int, high: int, what: str) -> type[int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pybootstrap import __version__
+from pybootstrap.cli import make_parser
 from pybootstrap.render import HEADER
 from tests.live.conftest import Start
 from tests.support import assert_nothing_is_left, run, run_until
@@ -114,9 +115,10 @@ def test_standard_output_closed(bootstrap: Start) -> None:
     assert (status, err.count("\n")) == (74, 1)
 
 
-def test_standard_output_full(bootstrap: Start) -> None:
+@pytest.mark.parametrize("option", ["-n1", "--help", "--version", "--check"])
+def test_standard_output_full(bootstrap: Start, option: str) -> None:
     with Path("/dev/full").open("wb") as full:
-        status, _, err = bootstrap("-n", "1", stdout=full).end()
+        status, _, err = bootstrap(option, stdout=full).end()
     assert status == 74
     assert err == "bootstrap: cannot write the output: No space left on device\n"
 
@@ -128,6 +130,10 @@ def test_verbose(bootstrap: Start, tmp_path: Path) -> None:
     command.wait_for_header()
     assert command.end(signal.SIGTERM)[0] == 0
     assert "libbpf: " in said.read_text()
+
+
+def test_help(bootstrap: Start) -> None:
+    assert bootstrap("--help").end() == (0, make_parser().format_help(), "")
 
 
 def test_version(bootstrap: Start) -> None:

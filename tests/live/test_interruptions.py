@@ -602,7 +602,7 @@ def test_a_terminal_that_takes_a_little_and_then_nothing(bootstrap: Start, feed:
         os.close(slave)
 
 
-@pytest.mark.parametrize("option", ["-V", "--check", "-n1"])
+@pytest.mark.parametrize("option", ["-V", "-h", "--check", "-n1"])
 def test_closed_standard_output_is_one_sentence(option: str) -> None:
     ended = subprocess.run(
         ["/bin/sh", "-c", f'"$0" -m pybootstrap {option} >&-', sys.executable],
