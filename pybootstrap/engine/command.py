@@ -66,28 +66,36 @@ def main(
     It is for a process of its own: it handles SIGINT, SIGTERM, SIGHUP and SIGALRM, gives up
     privileges, and keeps what exists at the end out of garbage collection, all for good.
     """
+    # Before tracing there is nothing to undo, and a KeyboardInterrupt would show somewhere.
+    _at_signals(lambda: os._exit(0))
     # What is made from here on is needed to the end. So there is nothing to collect, but looking
     # for it would take some 5 ms: a part of that during imports, most of it when Python ends.
     gc.disable()
+    status = 0
     try:
         parser = make_parser()
-        try:
-            given = parser.parse_args(argv)  # --help writes
-            return _Command(parser.prog, given, make_tracer, make_renderer).run(version)
-        except BrokenPipeError:  # whoever read our output has seen enough
-            forget_stdout()
-            return 0
-        except OutputError as error:
-            forget_stdout()
-            say(parser.prog, f"cannot write the output: {error}")
-            return EX_IOERR
-    except KeyboardInterrupt:  # before the handlers were in place
-        return 0
+        given = parser.parse_args(argv)  # --help writes
+        status = _Command(parser.prog, given, make_tracer, make_renderer).run(version)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        forget_stdout()
+    except OutputError as error:
+        forget_stdout()
+        say(parser.prog, f"cannot write the output: {error}")
+        status = EX_IOERR
     finally:
+        _at_signals(lambda: os._exit(status))
         # When Python ends, it takes our handler away, and SIGALRM would kill a slow end.
         signal.setitimer(signal.ITIMER_REAL, 0)
         gc.freeze()
         gc.enable()
+    return status
+
+
+def _at_signals(function: Callable[[], object]) -> None:
+    """Has a signal to end call the function, in place of the one of before."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # see nohup(1)
+            signal.signal(number, lambda *_: function())
 
 
 class _Command:
@@ -144,7 +152,12 @@ class _Command:
         tracer = self._make_tracer()
         renderer = self._make_renderer(tracer)
         # Whatever is imported must be by now: the user we switch to may not be able to read it.
-        _end_at_signals(tracer)
+
+        def end() -> None:
+            told_to_end()
+            tracer.stop()
+
+        _at_signals(end)
         gc.freeze()
         gc.enable()
         try:
@@ -228,17 +241,6 @@ def _libbpf_version() -> str:
     from pybootstrap.engine._native import ffi, lib
 
     return ffi.string(lib.shim_libbpf_version()).decode()
-
-
-def _end_at_signals(tracer: Tracer) -> None:
-    def end(*_: object) -> None:
-        told_to_end()
-        tracer.stop()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup(1) has it
-        signal.signal(signal.SIGHUP, end)
 
 
 def _first(lines: list[Any], count: int) -> list[Any]:

@@ -110,6 +110,52 @@ def test_a_signal_at_any_moment_ends_it_and_leaves_nothing(
     assert_nothing_is_left()
 
 
+# Sends itself SIGINT at an import, the one of that number after the module of the command.
+STRIKES = """
+import __future__, os, sys
+import pybootstrap
+left = int(sys.argv[1]) + 1
+def strike(event, arguments):
+    global left
+    if event == "import" and (left > int(sys.argv[1])) == (arguments[0] == "pybootstrap.cli"):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), 2)
+sys.addaudithook(strike)
+from pybootstrap.cli import main
+status = main(sys.argv[2:])
+sys.exit(3 if left > 0 else status)
+"""
+
+
+def test_a_signal_during_any_import_ends_it_quietly() -> None:
+    """Of main(), that is, and its module has none; what is before, the interpreter answers."""
+    number = 0
+    while True:
+        number += 1
+        command = [sys.executable, "-c", STRIKES, str(number), "--check"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode == 3:
+            break
+        assert (ended.returncode, ended.stderr) == (0, ""), number
+    assert number > 20
+
+
+def test_a_signal_after_the_end_changes_nothing() -> None:
+    code = """
+import os, signal, sys
+from pybootstrap.cli import main
+status = main(sys.argv[1:])
+os.kill(os.getpid(), signal.SIGINT)
+sys.exit(status)
+"""
+    for arguments, status in ((["-V"], 0), (["-u", "nobody at all"], 2)):
+        command = [sys.executable, "-c", code, *arguments]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == status
+        assert ended.stderr.count("\n") == (status != 0)
+
+
 def test_standard_output_closed(bootstrap: Start) -> None:
     status, _, err = bootstrap("-n", "1", stdout=None, preexec_fn=lambda: os.close(1)).end()
     assert (status, err.count("\n")) == (74, 1)
