@@ -166,6 +166,7 @@ class _Command:
                     output = open_output(path)
                 give_up(become)
                 output.write(renderer.header)
+                tracer._watch_output(output.fileno())
                 self._print_events(tracer, renderer, output)
         except OutputError:
             self._report(tracer)

@@ -85,6 +85,10 @@ class Output:
         poller.register(fd, select.POLLOUT)
         self._poll = poller.poll
 
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
     def write(self, text: str) -> None:
         """Raises BrokenPipeError when nobody reads any more, OutputError when it takes no more."""
         data = text.encode(self._encoding, "backslashreplace")

@@ -564,6 +564,12 @@ class Tracer:
         while lines := self._next_batch(None):
             yield lines
 
+    def _watch_output(self, fd: int) -> None:
+        """Ends `_batches` with BrokenPipeError, even while idle, once nobody reads `fd`."""
+        code = lib.shim_watch_output(self._shim, fd)
+        if code < 0:
+            raise OSError(-code, f"cannot watch the output: {os.strerror(-code)}")
+
     def _hook_signals(self) -> int:
         """Lets signals end the wait of `shim_read`; returns whose wakeup fd was set before, or -1.
 

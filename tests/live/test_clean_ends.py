@@ -11,9 +11,11 @@ import gc
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Callable
@@ -107,6 +109,41 @@ def test_the_terminal_is_closed(bootstrap: Start) -> None:
     os.close(terminal)
     command.process.send_signal(signal.SIGHUP)
     assert command.end() == (0, "", "")
+
+
+def a_socket() -> tuple[int, int]:
+    ours, its = socket.socketpair()
+    return ours.detach(), its.detach()
+
+
+@pytest.mark.parametrize("channel", [os.pipe, a_socket, os.openpty])
+def test_an_idle_command_notices_that_its_reader_left(
+    bootstrap: Start, channel: Callable[[], tuple[int, int]]
+) -> None:
+    """It has nothing to write, and no session, so no SIGHUP either."""
+    ours, its = channel()
+    command = bootstrap("-d", str(ONE_HOUR_MS), stdout=its, start_new_session=True)
+    os.close(its)
+    assert b"PPID" in os.read(ours, 4096)
+    wait_until(lambda: waits_in("epoll", command.pid))
+    os.close(ours)
+    wait_until(lambda: command.process.poll() is not None)
+    assert command.end() == (0, "", "")
+
+
+def test_an_idle_command_sleeps(bootstrap: Start) -> None:
+    """Its output is watched, not asked again and again."""
+    command = bootstrap("-d", str(ONE_HOUR_MS))
+    command.wait_for_header()
+    wait_until(lambda: waits_in("epoll", command.pid))
+
+    def switches() -> tuple[str, str]:
+        status = status_of(command.pid)
+        return status["voluntary_ctxt_switches"], status["nonvoluntary_ctxt_switches"]
+
+    before = switches()
+    time.sleep(1)  # that nothing happens meanwhile is what is tested
+    assert switches() == before
 
 
 def test_the_command_goes_on_under_nohup(bootstrap: Start) -> None:

@@ -3,11 +3,12 @@
  * The only place that calls libbpf. It holds no Python: cffi wraps it (build.py). And it knows no tool:
  * which object to open is said by linked.c or the caller, what to set in it by Python, by name.
  *
- * Reading: an epoll set holds four descriptors, each marked with what it tells (enum woken_by).
+ * Reading: an epoll set holds some descriptors, each marked with what it tells (enum woken_by).
  *   - the ring buffer map, edge-triggered: the kernel woke us (see bpf/ring.bpf.h for when it does);
  *   - a timer: records have gathered long enough; whoever waits on shim_fd() sees it too;
  *   - an eventfd: shim_wake();
- *   - a pipe: shim_signal_fd().
+ *   - a pipe: shim_signal_fd();
+ *   - for those who write what they read to a pipe or terminal, that: shim_watch_output().
  *
  * Calls: each counts itself in and out; shim_close() refuses new ones, and the last one that leaves
  * frees what there is. So nothing is freed under a call of another thread or an interrupted one.
@@ -51,7 +52,7 @@ _Static_assert(sizeof(struct record_header) == 24, "struct record_header has pad
 _Static_assert(4 * SHIM_MAX_RECORD <= SHIM_MIN_READ, "a read buffer must hold some records");
 _Static_assert(4 * SHIM_MAX_RECORD <= SHIM_MIN_RING, "any ring must hold some records");
 
-enum woken_by { BY_RING = 1, BY_TIMER = 2, BY_STOP = 4, BY_SIGNAL = 8 };
+enum woken_by { BY_RING = 1, BY_TIMER = 2, BY_STOP = 4, BY_SIGNAL = 8, BY_OUTPUT = 16 };
 
 struct shim {
 	atomic_uint calls; /* in progress, and CLOSED */
@@ -1035,8 +1036,8 @@ static long long due_in(const struct shim *s, unsigned int woken_by)
 /* Waits, and says why it returned; 0: in vain. */
 static int await(struct shim *s, int timeout_ms, unsigned int *woken_by)
 {
-	struct epoll_event events[4];
-	int n = epoll_wait(s->epoll_fd, events, 4, timeout_ms);
+	struct epoll_event events[5];
+	int n = epoll_wait(s->epoll_fd, events, 5, timeout_ms);
 
 	if (n < 0)
 		return -errno;
@@ -1069,6 +1070,8 @@ static int read_records(struct shim *s, int timeout_ms, bool may_gather)
 		}
 		if (woken_by & BY_SIGNAL)
 			return -EINTR;
+		if (woken_by & BY_OUTPUT)
+			return -EPIPE;
 		if (timeout_ms == 0)
 			return 0;
 		if (timeout_ms > 0) {
@@ -1128,6 +1131,18 @@ int shim_wake(struct shim *s)
 int shim_fd(struct shim *s)
 {
 	return enter(s) ? leave(s, s->epoll_fd) : -ESHUTDOWN;
+}
+
+static int watch_output(struct shim *s, int fd)
+{
+	int err = watch(s, fd, 0, BY_OUTPUT); /* EPOLLERR and EPOLLHUP are always told */
+
+	return err == -EPERM ? 0 : err; /* a file: nobody can leave it */
+}
+
+int shim_watch_output(struct shim *s, int fd)
+{
+	return enter(s) ? leave(s, watch_output(s, fd)) : -ESHUTDOWN;
 }
 
 int shim_signal_fd(struct shim *s)

@@ -135,6 +135,9 @@ int shim_wake(struct shim *shim);
 /* The descriptor that is readable when shim_read() has something to do; owned by the handle. */
 int shim_fd(struct shim *shim);
 
+/* From here on shim_read() returns -EPIPE instead of waiting when nobody reads what fd writes. */
+int shim_watch_output(struct shim *shim, int fd);
+
 /*
  * The write end of a pipe, for signal.set_wakeup_fd(): as long as a byte is in it, shim_read()
  * returns -EINTR instead of waiting. Owned by the handle.
