@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from time import localtime
 
 from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.engine.events import text
-from pybootstrap.engine.render import Renderer, cached, escape, of
+from pybootstrap.engine.render import Renderer, cached, clock, escape, of
 from pybootstrap.events import (
     ARGS_TRUNCATED,
     ExecEvent,
@@ -106,11 +105,10 @@ class TextRenderer(Renderer):
         long: add columns with the user id, and on exits CPU time and peak memory.
     """
 
-    header = HEADER
-
     def __init__(self, args: bool = False, long: bool = False) -> None:
         if args:
             _needs_quotes()  # now, because after dropping privileges its import may fail
+        self.header = HEADER
         self.kinds = {ExecEvent.KIND: self._exec, ExitEvent.KIND: self._exit}
         if long:
             self.header = f"{HEADER[:-1]:<{_LONG_AT}} {_LONG_HEADER}\n"
@@ -151,9 +149,8 @@ class TextRenderer(Renderer):
         return "%s EXIT  %s %-7d %-7d %s\n" % line  # noqa: UP031
 
     def _set_clock(self, time_ns: int) -> None:
-        second = time_ns // 1_000_000_000
-        self._until_ns = (second + 1) * 1_000_000_000
-        self._clock = "%02d:%02d:%02d" % localtime(second)[3:6]  # noqa: UP031
+        self._until_ns = (time_ns // 1_000_000_000 + 1) * 1_000_000_000
+        self._clock = clock(time_ns)
 
 
 def _arguments(tail: bytes, flags: int) -> str:

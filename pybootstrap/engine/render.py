@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from time import localtime
 
 from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.engine.decoder import LostEvent
@@ -12,7 +13,7 @@ from pybootstrap.engine.decoder import LostEvent
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-__all__ = ["SHORT", "Renderer", "cached", "escape", "of"]
+__all__ = ["SHORT", "Renderer", "cached", "clock", "escape", "of"]
 
 SHORT = 256  # bytes of text that are worth keeping in a cache
 cached = lru_cache(maxsize=512)
@@ -37,6 +38,16 @@ def _escape_char(code: int) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+@lru_cache(maxsize=8)
+def _time_of_day(second: int) -> str:
+    return "%02d:%02d:%02d" % localtime(second)[3:6]  # noqa: UP031 - faster than an f-string
+
+
+def clock(time_ns: int) -> str:
+    """The local time of day, as "HH:MM:SS"; `time_ns` is wall clock, ns since the epoch."""
+    return _time_of_day(time_ns // 1_000_000_000)
+
+
 def of(function: Callable[[bytes], str], tail: bytes) -> str:
     """Calls a cached function, past its cache when the text is long: memory stays bounded."""
     if len(tail) <= SHORT:
@@ -45,11 +56,30 @@ def of(function: Callable[[bytes], str], tail: bytes) -> str:
     return uncached(tail)
 
 
-class Renderer:
-    """Makes lines of records; `kinds` says how, by the kind of record, as `Decoder` takes it."""
+def _whole(event: type[Any], line: Callable[[Any], str]) -> Callable[[bytes], str]:
+    return lambda record: f"{line(event(record))}\n"
 
-    header = ""  # what stands above the lines
+
+class Renderer:
+    """Makes lines of records.
+
+    Args:
+        kinds: for each class of events a function that makes a line of one, without line feed. It
+            should `escape` what may hold any character.
+        header: the line that stands above them, without line feed; "": none.
+
+    A renderer that is to be faster than events are sets, or has as class attributes, `header` (with
+    its line feed) and `kinds`: by the kind of record (int), a function that makes a line, with its
+    line feed, of the bytes of a record.
+    """
+
+    header = ""
     kinds: Mapping[int, Callable[[bytes], str]]
+
+    def __init__(self, kinds: Mapping[type[Any], Callable[[Any], str]], header: str = "") -> None:
+        self.kinds = {event.KIND: _whole(event, line) for event, line in kinds.items()}
+        if header:
+            self.header = f"{header}\n"
 
     def lost(self, event: LostEvent) -> str:  # noqa: ARG002
         """The line for a loss, if there is one."""

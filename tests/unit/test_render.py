@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import time
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Tracer
-from pybootstrap.engine.render import escape
+from pybootstrap.engine.render import Renderer, clock, escape
 from pybootstrap.engine.render_json import JsonRenderer
 from pybootstrap.events import ARGS_TRUNCATED
 from pybootstrap.render import HEADER, TextRenderer
@@ -256,3 +257,26 @@ def test_json_survives_other_parsers(reader: str) -> None:
 
 def test_losses_are_no_lines_of_the_table() -> None:
     assert TextRenderer().render([LostEvent(2, 1, 3)]) == ""
+
+
+# ---- Renderers of other tools ----
+
+
+class Tick:
+    KIND = 3
+
+    def __init__(self, record: bytes) -> None:
+        self.record = record
+
+
+def test_a_renderer_of_functions_for_events() -> None:
+    renderer = Renderer({Tick: lambda tick: tick.record.decode()}, header="TICK")
+    assert renderer.header == "TICK\n"
+    assert renderer.kinds[Tick.KIND](b"one") == "one\n"
+    assert renderer.render([Tick(b"one"), LostEvent(2, 1, 3), Tick(b"two")]) == "one\ntwo\n"
+    assert Renderer({}).header == ""
+
+
+@given(st.integers(0, 2**62))
+def test_the_clock_is_that_of_date(time_ns: int) -> None:
+    assert clock(time_ns) == f"{datetime.fromtimestamp(time_ns // 10**9):%H:%M:%S}"  # noqa: DTZ006
