@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable
 from unittest import SkipTest
@@ -133,11 +133,13 @@ def preload(directory: Path, source: str, *defined: str) -> str:
 
 
 class Command:
-    """A running `bootstrap` command, which ends with the test."""
+    """A running command, `bootstrap` unless told otherwise, which ends with the test."""
 
-    def __init__(self, *arguments: str, **popen: object) -> None:
+    def __init__(
+        self, *arguments: str, program: Sequence[str] = ("-m", "pybootstrap"), **popen: object
+    ) -> None:
         self.process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-            [sys.executable, "-m", "pybootstrap", *arguments],
+            [sys.executable, *program, *arguments],
             # Unbuffered, because communicate() does not see what a buffer holds.
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0, **popen},
         )
