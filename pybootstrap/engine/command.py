@@ -68,6 +68,7 @@ def main(
     """
     # Before tracing there is nothing to undo, and a KeyboardInterrupt would show somewhere.
     _at_signals(lambda: os._exit(0))
+    _handle_signals()
     # What is made from here on is needed to the end. So there is nothing to collect, but looking
     # for it would take some 5 ms: a part of that during imports, most of it when Python ends.
     gc.disable()
@@ -91,11 +92,21 @@ def main(
     return status
 
 
+_end: Callable[[], object]  # what a signal to end does
+
+
 def _at_signals(function: Callable[[], object]) -> None:
-    """Has a signal to end call the function, in place of the one of before."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # see nohup(1)
-            signal.signal(number, lambda *_: function())
+    global _end  # noqa: PLW0603
+    _end = function
+
+
+def _handle_signals() -> None:
+    """Once, because each call of signal.signal() takes some 15 us."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup(1) has it
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
+        signal.signal(number, lambda *_: _end())
 
 
 class _Command:
@@ -114,14 +125,14 @@ class _Command:
         self._renderer_of = make_renderer
 
     def run(self, version: str) -> int:
-        from pybootstrap.engine import errors  # not before: --help needs none of it
+        if self._given.version:
+            stdout().write(f"{self._name} {version} (libbpf {_libbpf_version()})\n")
+            return 0
+        from pybootstrap.engine.errors import BootstrapError
 
         try:
-            if self._given.version:
-                stdout().write(f"{self._name} {version} (libbpf {_libbpf_version()})\n")
-                return 0
             return self._check() if self._given.check else self._trace()
-        except errors.BootstrapError as error:
+        except BootstrapError as error:
             unseen = getattr(error, "log", "") and not self._given.verbose
             self._say(f"{error}{'; -v shows the whole log' if unseen else ''}")
             return _status_of(error)

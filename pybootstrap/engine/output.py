@@ -5,7 +5,6 @@ reader. For commands only, because patience ends with a signal to the process: `
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -138,5 +137,7 @@ def say(name: str, message: object) -> None:
     """A line of the command `name` to standard error; nothing where nobody can take it."""
     if sys.stderr is None:
         return
+    import contextlib  # tracers have it; a command that says nothing need not
+
     with contextlib.suppress(OSError, OutputError):
         Output(sys.stderr.fileno(), "utf-8").write(f"{name}: {message}\n")
