@@ -105,10 +105,11 @@ class TextRenderer(Renderer):
         long: add columns with the user id, and on exits CPU time and peak memory.
     """
 
+    header = HEADER
+
     def __init__(self, args: bool = False, long: bool = False) -> None:
         if args:
             _needs_quotes()  # now, because after dropping privileges its import may fail
-        self.header = HEADER
         self.kinds = {ExecEvent.KIND: self._exec, ExitEvent.KIND: self._exit}
         if long:
             self.header = f"{HEADER[:-1]:<{_LONG_AT}} {_LONG_HEADER}\n"

@@ -9,7 +9,7 @@ from pybootstrap._typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pybootstrap.engine.events import Event, LostEvent, event_classes, field, text
-    from pybootstrap.engine.render import Renderer, escape
+    from pybootstrap.engine.render import Renderer, clock, escape
     from pybootstrap.engine.skeleton import Map, Program, Skeleton
     from pybootstrap.engine.tracer import Stats, Tracer, milliseconds, whole_number
 else:
@@ -19,7 +19,7 @@ else:
         __name__,
         {
             "events": ("Event", "LostEvent", "event_classes", "field", "text"),
-            "render": ("Renderer", "escape"),
+            "render": ("Renderer", "clock", "escape"),
             "skeleton": ("Map", "Program", "Skeleton"),
             "tracer": ("Stats", "Tracer", "milliseconds", "whole_number"),
         },
@@ -34,6 +34,7 @@ __all__ = [
     "Skeleton",
     "Stats",
     "Tracer",
+    "clock",
     "escape",
     "event_classes",
     "field",

@@ -40,7 +40,7 @@ EX_NOPERM = 77
 def main(
     make_parser: Callable[[], argparse.ArgumentParser],
     make_tracer: Callable[..., Tracer],
-    make_renderer: Callable[[argparse.Namespace], Renderer],
+    make_renderer: Callable[[argparse.Namespace], Renderer] | None = None,
     *,
     version: str,
     argv: Sequence[str] | None = None,
@@ -54,7 +54,7 @@ def main(
             takes: `max_latency_ms` (int), `verbose` (bool), and `ring_size` (int, bytes) if it was
             given. Returns a Tracer that was not started. It may raise SettingError: status 2.
         make_renderer: called with the parsed arguments; returns what makes lines of text of the
-            records. With `--json` the engine's own does.
+            records; None: a `FieldRenderer`. With `--json` a `JsonRenderer` does.
         version: what `--version` says after the name.
         argv: arguments, without the program's name; None: those of this process.
 
@@ -117,7 +117,7 @@ class _Command:
         name: str,
         given: argparse.Namespace,
         make_tracer: Callable[..., Tracer],
-        make_renderer: Callable[[argparse.Namespace], Renderer],
+        make_renderer: Callable[[argparse.Namespace], Renderer] | None,
     ) -> None:
         self._name = name
         self._given = given
@@ -149,6 +149,10 @@ class _Command:
             from pybootstrap.engine.render_json import JsonRenderer
 
             return JsonRenderer(tracer.events())
+        if self._renderer_of is None:
+            from pybootstrap.engine.render import FieldRenderer
+
+            return FieldRenderer(tracer.events())
         return self._renderer_of(self._given)
 
     def _trace(self) -> int:

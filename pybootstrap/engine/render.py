@@ -13,7 +13,9 @@ from pybootstrap.engine.decoder import LostEvent
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-__all__ = ["SHORT", "Renderer", "cached", "clock", "escape", "of"]
+    from pybootstrap.engine.events import Event
+
+__all__ = ["SHORT", "FieldRenderer", "Renderer", "cached", "clock", "escape", "of"]
 
 SHORT = 256  # bytes of text that are worth keeping in a cache
 cached = lru_cache(maxsize=512)
@@ -93,3 +95,24 @@ class Renderer:
             else self.kinds[event.KIND](event.record)
             for event in events
         )
+
+
+class FieldRenderer(Renderer):
+    """Text for events whose tool says nothing else: time, name, and every field as NAME=VALUE."""
+
+    def __init__(self, events: Iterable[type[Event]]) -> None:
+        super().__init__(dict.fromkeys(events, _fields_line), "TIME     EVENT            FIELDS")
+
+
+def _fields_line(event: Event) -> str:
+    fields = event.asdict()
+    shown = " ".join(
+        f"{name}={_shown(value)}" for name, value in fields.items() if name != "time_ns"
+    )
+    return f"{clock(event.time_ns)} {event.NAME:<16} {shown}"
+
+
+def _shown(value: object) -> str:
+    """Text as it is if nobody can take it for more than one word."""
+    plain = isinstance(value, str) and value.isprintable() and value and " " not in value
+    return str(value) if plain else repr(value)

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
+from unittest.mock import ANY
 
 import pytest
 
@@ -64,7 +65,18 @@ def test_as_many_as_asked_for_as_json_into_a_file(forks: Start, tmp_path: Path) 
     children = [fork() for _ in range(5)]
     assert command.end()[:2] == (0, "")
     lines = (tmp_path / "forks").read_text().splitlines()
-    assert list(map(json.loads, lines)) == [[os.getpid(), child] for child in children[:3]]
+    assert [json.loads(line) for line in lines] == [
+        {"event": "fork_record", "time": ANY, "parent": os.getpid(), "child": child}
+        for child in children[:3]
+    ]
+
+
+def test_text_by_itself_names_every_field(forks: Start) -> None:
+    command = forks("--plain", "-n", "1")
+    assert command.read_until(bool).decode() == "TIME     EVENT            FIELDS\n"
+    child = fork()
+    status, out, _ = command.end()
+    assert (status, out[8:]) == (0, f" fork_record      parent={os.getpid()} child={child}\n")
 
 
 FORKS = 2000  # more than the smallest ring holds
@@ -102,7 +114,7 @@ def test_its_name_and_version(forks: Start) -> None:
     status, out, _ = forks("--version").end()
     assert status == 0
     assert out.startswith("forks 7.1 (libbpf v")
-    assert forks("--help").end()[1].startswith("usage: forks [-h] [--of PID] [-j]")
+    assert forks("--help").end()[1].startswith("usage: forks [-h] [--of PID] [--plain] [-j]")
 
 
 @pytest.mark.parametrize(
