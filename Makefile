@@ -31,12 +31,15 @@ export PYBOOTSTRAP_WERROR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export V VMLINUX
 
-BUILT = build dist $(VENV) *.egg-info pybootstrap/engine/*.so .hypothesis .*_cache \
-	__pycache__ */__pycache__ */*/__pycache__
-C_FILES = $(wildcard bpf/*.[ch] pybootstrap/*.c pybootstrap/engine/native/*.[ch] vmlinux/*.h bench/*.[ch] tests/exactness/*.c tests/live/*.c tests/sanitize/*.c)
+BUILT = build dist $(VENV) *.egg-info examples/*/build examples/*/dist examples/*/*.egg-info examples/*/*/*.bpf.o pybootstrap/engine/*.so .hypothesis .*_cache \
+	__pycache__ */__pycache__ */*/__pycache__ */*/*/__pycache__
+C_FILES = $(wildcard bpf/*.[ch] pybootstrap/*.c pybootstrap/engine/native/*.[ch] vmlinux/*.h bench/*.[ch] tests/exactness/*.c tests/live/*.c tests/sanitize/*.c examples/*/bpf/*.[ch])
 
 # Programs beside the package; each directory is checked by itself.
 SCRIPTS = $(wildcard bench tests/exactness tests/matrix tests/sanitize tests/fuzz tests/soak)
+
+# Projects of their own, with tests.
+EXAMPLES = $(wildcard examples/*)
 
 # The end of a recipe whose shell has put the names of missing packages into $$missing.
 define INSTALL_MISSING
@@ -100,7 +103,7 @@ else
 	@$(AS_ROOT) $(VENV)/bin/bootstrap $(ARGS)
 endif
 
-# Who reads our JSON in the tests, and a workload.
+# Who reads our JSON in the tests, a workload, and what the examples' tests need.
 test-deps: | deps
 	@missing=; \
 	need() { name=$$1; shift; "$$@" >/dev/null 2>&1 || missing="$$missing $$name"; }; \
@@ -108,6 +111,8 @@ test-deps: | deps
 	need nodejs node --version; \
 	need perl perl -MJSON::PP -e 1; \
 	need stress-ng stress-ng --version; \
+	need iproute2 ip -V; \
+	need iputils-ping ping -V; \
 	$(INSTALL_MISSING)
 
 test: all test-deps ## Run all tests, as root: make test ARGS='-k exec'
@@ -137,6 +142,9 @@ lint: all ## Check style and types
 	$(Q)$(PY) -m mypy --no-error-summary
 	$(Q)set -e; for scripts in $(SCRIPTS); do \
 		MYPYPATH=$$scripts $(PY) -m mypy --no-error-summary --explicit-package-bases $$scripts; \
+	done
+	$(Q)set -e; for example in $(EXAMPLES); do \
+		MYPYPATH=$$example:$$example/tests $(PY) -m mypy --no-error-summary --explicit-package-bases $$example; \
 	done
 	$(Q)clang-format --dry-run -Werror $(C_FILES)
 
