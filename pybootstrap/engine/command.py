@@ -60,8 +60,8 @@ def main(
 
     The status is 0, 1 (the kernel refused the programs, or with `--strict` events were lost),
     2 (usage), 69 (the kernel lacks something), 74 (the output cannot be written) or 77 (no
-    privilege); all but 0 are explained by one line on standard error. Only `--help` and arguments
-    that make no sense raise SystemExit, with the status in it.
+    privilege); all but 0 are explained by one line on standard error. Only `--help`, `--version`
+    and arguments that make no sense raise SystemExit, with the status in it.
 
     It is for a process of its own: it handles SIGINT, SIGTERM, SIGHUP and SIGALRM, gives up
     privileges, and keeps what exists at the end out of garbage collection, all for good.
@@ -75,8 +75,9 @@ def main(
     status = 0
     try:
         parser = make_parser()
-        given = parser.parse_args(argv)  # --help writes
-        status = _Command(parser.prog, given, make_tracer, make_renderer).run(version)
+        parser.set_defaults(version=lambda: _print_version(parser.prog, version))
+        given = parser.parse_args(argv)  # --help and --version write, and end
+        status = _Command(parser.prog, given, make_tracer, make_renderer).run()
     except BrokenPipeError:  # whoever read our output has seen enough
         forget_stdout()
     except OutputError as error:
@@ -124,10 +125,7 @@ class _Command:
         self._tracer_of = make_tracer
         self._renderer_of = make_renderer
 
-    def run(self, version: str) -> int:
-        if self._given.version:
-            stdout().write(f"{self._name} {version} (libbpf {_libbpf_version()})\n")
-            return 0
+    def run(self) -> int:
         from pybootstrap.engine.errors import BootstrapError
 
         try:
@@ -253,10 +251,11 @@ class _Command:
         say(self._name, message)
 
 
-def _libbpf_version() -> str:
+def _print_version(name: str, version: str) -> None:
     from pybootstrap.engine._native import ffi, lib
 
-    return ffi.string(lib.shim_libbpf_version()).decode()
+    libbpf = ffi.string(lib.shim_libbpf_version()).decode()
+    stdout().write(f"{name} {version} (libbpf {libbpf})\n")
 
 
 def _first(lines: list[Any], count: int) -> list[Any]:

@@ -78,8 +78,9 @@ def start_error(code: int, step: str, log: str) -> BootstrapError:
         error = PrivilegeError(failed.detail)
     elif code in (EPERM, EACCES) and "BEGIN PROG LOAD LOG" not in log:
         error = PrivilegeError(
-            "the kernel refuses BPF although this process has CAP_BPF and CAP_PERFMON: "
-            "look at the seccomp and security policy of its container or service"
+            "the kernel refuses BPF although this process has CAP_BPF and CAP_PERFMON: programs "
+            "for the network need CAP_NET_ADMIN too; else look at the seccomp and security policy "
+            "of its container or service"
         )
     elif code == ENOMEM:
         error = LoadError("not enough memory for the BPF maps: make the ring or others smaller")

@@ -12,7 +12,7 @@ import re
 
 TYPE_CHECKING = False  # as in _typing.py
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any, Callable, NoReturn
 
 __all__ = ["EX_USAGE", "MAX_MS", "add_common", "make_parser", "whole_number"]
 
@@ -34,6 +34,15 @@ class _Parser(argparse.ArgumentParser):
         from pybootstrap.engine.output import stdout
 
         stdout().write(self.format_help())
+
+
+class _PrintVersion(argparse.Action):
+    """As --help: whatever else is or is not there."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print_version: Callable[[], None] = self.default
+        print_version()
+        parser.exit()
 
 
 def whole_number(low: int, high: int, what: str) -> type[int]:
@@ -125,4 +134,6 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print what libbpf and the kernel's verifier say, to standard error",
     )
-    parser.add_argument("-V", "--version", action="store_true", help="print the version and end")
+    parser.add_argument(
+        "-V", "--version", action=_PrintVersion, nargs=0, help="print the version and end"
+    )

@@ -300,10 +300,12 @@ class Tracer:
         with self._read_lock:
             if self._reading:
                 return
-            if self._shim and self._final_stats is None:
-                with contextlib.suppress(StateError):  # a handler has closed it just now
-                    self._final_stats = self.stats
-            self._free()
+            try:
+                if self._shim and self._final_stats is None:
+                    with contextlib.suppress(StateError):  # a handler has closed it just now
+                        self._final_stats = self.stats
+            finally:  # whatever a tool's count() does
+                self._free()
 
     def _free(self) -> None:
         self._closed = self._ended = True

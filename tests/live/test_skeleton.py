@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from errno import EMSGSIZE
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -374,3 +375,16 @@ def test_a_tracer_of_another_tool(forks: bytes) -> None:
     lost = sum(event.count for event in events if isinstance(event, LostEvent))
     assert lost > 0
     assert stats.produced == 3000 == stats.received + lost
+
+
+def test_a_count_that_fails_keeps_nothing(forks: bytes) -> None:
+    class Careless(engine.Tracer):
+        OBJECT = forks
+
+        def count(self, *_: Any) -> Any:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), Careless(ring_size=65536):
+        held = held_by()
+    assert held
+    wait_until_gone(held)
