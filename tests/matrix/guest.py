@@ -100,22 +100,24 @@ def tracepoint_parameters(btf: bytes, name: str) -> int:
     return members
 
 
-def package_checks(emulated: bool) -> tuple[Check, ...]:
+def package_checks(emulated: bool, examples: bool) -> tuple[Check, ...]:
     """Return the checks of the package; without it, not even their modules can be imported."""
     package = importlib.import_module("package_checks")
     exactness = importlib.import_module("exactness_checks")
     if emulated:
         exactness.allow_for_emulation()
-    return (*package.CHECKS, *exactness.CHECKS)
+    more = importlib.import_module("example_checks").CHECKS if examples else ()
+    return (*package.CHECKS, *more, *exactness.CHECKS)
 
 
 def main() -> None:
     """Make the checks and close the list."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--package", action="store_true", help="check the package itself too")
+    parser.add_argument("--examples", action="store_true", help="and the tools of examples/")
     parser.add_argument("--emulated", action="store_true", help="this machine is an emulated one")
     args = parser.parse_args()
-    checks = GENERAL + (package_checks(args.emulated) if args.package else ())
+    checks = GENERAL + (package_checks(args.emulated, args.examples) if args.package else ())
     for check in checks:
         run_check(check)
     print(json.dumps({"end": len(checks)}), flush=True)

@@ -41,7 +41,8 @@ BEHAVE = ROOT / "tests/exactness/behave.c"
 GUEST = "tests/matrix/guest.py"
 SUITE_FILES = (
     GUEST, "tests/matrix/checking.py", "tests/matrix/package_checks.py",
-    "tests/matrix/exactness_checks.py", "tests/exactness/workload.py",
+    "tests/matrix/exactness_checks.py", "tests/matrix/example_checks.py",
+    "tests/exactness/workload.py",
     "tests/__init__.py", "tests/cases.py", "tests/support.py",
 )  # fmt: skip
 QEMU = "qemu-system-x86_64"
@@ -88,6 +89,10 @@ def parse_arguments() -> argparse.Namespace:
         "--wheel", type=Path, metavar="FILE",
         help="the package to check, installed with what it depends on; without it only the "
              "general checks are made",
+    )  # fmt: skip
+    parser.add_argument(
+        "--example", type=Path, metavar="FILE", action="append", default=[],
+        help="the wheel of a tool of examples/; all of them, or none",
     )  # fmt: skip
     parser.add_argument(
         "--add",
@@ -137,8 +142,9 @@ def parse_arguments() -> argparse.Namespace:
         source, _, place = addition.partition(":")
         if not Path(source).exists() or not place.startswith("/"):
             parser.error(f"--add {addition}: not an existing path, a colon and an absolute path")
-    if args.wheel is not None and not args.wheel.is_file():
-        parser.error(f"--wheel {args.wheel}: there is no such file")
+    for wheel in filter(None, [args.wheel, *args.example]):
+        if not wheel.is_file():
+            parser.error(f"{wheel}: there is no such file")
     return args
 
 
@@ -164,8 +170,8 @@ def make_suite(suite: Path, package: bool) -> None:
             raise SystemExit(f"{BEHAVE.name} could not be built: install the package gcc")
 
 
-def install_package(wheel: Path | None, site: Path) -> None:
-    """Install the wheel and its dependencies into the folder `site`, for guests and host alike."""
+def install_package(wheel: Path | None, examples: list[Path], site: Path) -> None:
+    """Install the wheels and what they need into the folder `site`, for guests and host alike."""
     site.mkdir()
     if wheel is None:
         print("no --wheel: only the general checks are made", file=sys.stderr)
@@ -173,7 +179,7 @@ def install_package(wheel: Path | None, site: Path) -> None:
     command = [
         sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
         "--root-user-action=ignore", "--no-warn-script-location",
-        "--target", str(site), str(wheel),
+        "--target", str(site), *map(str, [wheel, *examples]),
     ]  # fmt: skip
     if subprocess.run(command, check=False).returncode != 0:
         raise SystemExit(f"{wheel} could not be installed")
@@ -268,7 +274,8 @@ def run_on_host(row: Row, site: Path, suite: Path, args: argparse.Namespace) -> 
 
 def guest_arguments(args: argparse.Namespace) -> list[str]:
     """Return the arguments for guest.py, wherever it runs."""
-    return ["--package"] if args.wheel else []
+    given = [args.wheel and "--package", args.example and "--examples"]
+    return [argument for argument in given if argument]
 
 
 def guest_additions(args: argparse.Namespace) -> list[str]:
@@ -305,7 +312,7 @@ def run_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
     require_tools(guests)
     site, suite, initramfs = folder / "site", folder / "suite", folder / "initramfs"
     folder.chmod(0o755)  # one check runs the package as somebody else
-    install_package(args.wheel, site)
+    install_package(args.wheel, args.example, site)
     make_suite(suite, package=args.wheel is not None)
     rows = []
     if guests:
