@@ -56,14 +56,16 @@ const volatile unsigned long long wakeup_bytes = 0;
 
 /*
  * Records of this kind, a number from 1 to 255, are a struct type: RECORD(1, exec_record) defines
- * KIND_exec_record. The variable keeps the struct among the object's types, and tells Python its kind.
+ * KIND_exec_record. The variables keep struct and number among the object's types for Python.
  */
-#define RECORD(number, type)                                                \
-	enum { KIND_##type = number };                                      \
-	_Static_assert(number >= 1 && number <= 255, "kinds are 1 to 255"); \
-	_Static_assert(__builtin_offsetof(struct type, header) == 0,        \
-		       "a record begins with struct record_header header"); \
-	const struct type *record_##number __attribute__((unused))
+#define RECORD(number, type)                                                          \
+	enum kind_of_##type{KIND_##type = number};                                    \
+	_Static_assert(KIND_##type >= 1 && KIND_##type <= 255, "kinds are 1 to 255"); \
+	_Static_assert(__builtin_offsetof(struct type, header) == 0,                  \
+		       "a record begins with struct record_header header");           \
+	_Static_assert(sizeof(struct type) <= MAX_RECORD, "a record is too large");   \
+	const struct type *record_##type __attribute__((unused));                     \
+	const enum kind_of_##type *kind_##type __attribute__((unused))
 
 /* What the ring adds to a record: 8 bytes before it, and up to 7 behind, to a multiple of 8. */
 enum { MAX_OVERHEAD = 15 };

@@ -6,6 +6,8 @@
 #ifndef RING_H
 #define RING_H
 
+enum { MAX_RECORD = 16 * 1024 }; /* bytes of the largest record there can be */
+
 struct record_header {
 	unsigned int size; /* bytes in use, this head and the tail included */
 	unsigned char kind; /* which struct it is: see RECORD() in ring.bpf.h */

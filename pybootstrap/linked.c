@@ -18,7 +18,7 @@ _Static_assert(sizeof(struct process) == 56, "struct process has padding");
 _Static_assert(sizeof(struct exec_record) == 24 + 56 + 8, "struct exec_record has padding");
 _Static_assert(sizeof(struct exit_record) == 24 + 56 + 8 + 8 + 80 + 8,
 	       "struct exit_record has padding");
-_Static_assert(sizeof(struct exit_record) + TEXT_SIZE <= SHIM_MAX_RECORD, "a record is too large");
+_Static_assert(sizeof(struct exit_record) + TEXT_SIZE <= MAX_RECORD, "a record is too large");
 
 const void *shim_linked_object(unsigned long long *size)
 {

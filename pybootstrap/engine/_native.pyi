@@ -10,7 +10,7 @@ class _FFI(FFI):
 
 class _Lib:
     SHIM_MIN_READ: int
-    SHIM_MAX_RECORD: int
+    MAX_RECORD: int
     SHIM_XDP: int
     SHIM_CGROUP: int
     SHIM_MIN_RING: int

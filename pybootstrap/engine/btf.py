@@ -241,8 +241,11 @@ class Type:
         if self.code:
             return struct.unpack_from(f"={self.code}", data, at)[0]
         if self.kind in _STRUCTS:
-            members = self.members.items()
-            return {name: member._read(data, at + offset) for name, (offset, member) in members}
+            return {
+                name: member._read(data, at + offset)
+                for name, (offset, member) in self.members.items()
+                if member.kind != "other"  # bitfields
+            }
         if self.element is None:
             raise self._refusal()
         size = self.element.size
@@ -360,16 +363,25 @@ class Btf:
         return found
 
     def records(self) -> dict[int, Type]:
-        """The structs of records by the numbers of their kinds, as RECORD() in ring.bpf.h says."""
+        """The structs of records by the numbers of their kinds, as RECORD() in ring.bpf.h says.
+
+        Raises ObjectError when two have the same number.
+        """
         if self._records is not None:
             return self._records
-        found = {}
+        found: dict[int, Type] = {}
         for variable_id in self._ids[_VAR]:
             _, name_at, _, _, type_id = self._head(variable_id)
-            word, _, number = self._name(name_at).partition("record_")
+            before, _, name = self._name(name_at).partition("record_")
             kind, _, _, _, target_id = self._head(type_id)
-            if not word and number.isdecimal() and kind == _PTR:
-                found[int(number)] = self._type(target_id)
+            if before or kind != _PTR or self._type(target_id).name != f"struct {name}":
+                continue
+            number = self.constant(f"KIND_{name}")
+            if number in found:
+                raise ObjectError(
+                    f"{found[number].name} and struct {name} are both of kind {number}"
+                )
+            found[number] = self._type(target_id)
         self._records = dict(sorted(found.items()))
         return self._records
 

@@ -10,6 +10,7 @@ import sys
 
 from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.engine.output import (
+    NoReaderError,
     Output,
     OutputError,
     forget_stdout,
@@ -78,7 +79,7 @@ def main(
         parser.set_defaults(version=lambda: _print_version(parser.prog, version))
         given = parser.parse_args(argv)  # --help and --version write, and end
         status = _Command(parser.prog, given, make_tracer, make_renderer).run()
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except NoReaderError:
         forget_stdout()
     except OutputError as error:
         forget_stdout()
@@ -227,6 +228,7 @@ class _Command:
 
     def _check(self) -> int:
         """Prints what is and what is not as it must be; 0 when this machine can trace."""
+        _at_signals(lambda: os._exit(EX_FAILURE))  # which says nothing of the machine
         from pybootstrap.engine.check import surroundings
         from pybootstrap.engine.errors import BootstrapError
 

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import struct
 import sys
+from functools import lru_cache
 from os import fsdecode
 
 from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.engine.btf import layout
 from pybootstrap.engine.decoder import Decoder, LostEvent
-from pybootstrap.engine.errors import ObjectError, SettingError
+from pybootstrap.engine.errors import SettingError
 from pybootstrap.engine.skeleton import types_of
 
 if TYPE_CHECKING:
@@ -65,13 +66,19 @@ class Field:
         members = self.members or (() if self.tail else (name,))
         made = Field(members, self.convert, self.tail, self.doc)
         made.name = name
-        made.annotation = getattr(annotation, "__name__", None) or str(annotation)
+        made.annotation = (getattr(annotation, "__name__", None) or str(annotation)).strip("'\"")
         return made
 
     def bound(self, record: Type) -> Field:
         """The same for a struct. Raises SettingError where the two do not fit."""
         made = self.named(self.name, self.annotation)
         made.places = [record.member(path) for path in self.members]
+        for path, (_, member) in zip(self.members, made.places):
+            if _has_no_size(member):
+                raise SettingError(
+                    f"{self.name}: {path} of {record.name} has no size: what is there is the tail, "
+                    "for field(tail=True, convert=...)"
+                )
         if self.members and all(member.code for _, member in made.places):
             made.sources = layout(record, *self.members)
         elif len(self.members) + self.tail > 1:
@@ -123,8 +130,9 @@ def field(
         members: paths such as "process.pid" or "ports[0]"; left out, the member of the field's own
             name. Several are in the order of the struct.
         convert: makes the value of those of the members: int, bool, float, or bytes for an array of
-            char or unsigned char. Left out, the annotation says how: `str` is text up to the NUL,
-            `bytes` the whole array, `bool` a number that is not 0.
+            char or unsigned char. The same members must always give the same value, because JSON
+            keeps some. Left out, the annotation says how: `str` is text up to the NUL, `bytes` the
+            whole array, `bool` a number that is not 0.
         tail: `convert` gets the bytes after the struct too, as its last argument.
         doc: what the field says, with its unit and where it comes from.
     """
@@ -203,6 +211,8 @@ class Event:
     """Bytes that the tail has at least."""
     FIELDS: ClassVar[dict[str, Field]] = {}
     """All fields by name, those of bases first."""
+    _own: ClassVar[dict[str, Field]] = {}  # those that the class itself declares
+    _source: ClassVar[tuple[bytes | None, str] | None] = None  # object and struct, once known
     _struct: ClassVar[Type]
     _open_end: ClassVar[int | None]
 
@@ -221,11 +231,18 @@ class Event:
 
     def __init_subclass__(cls, *, object: bytes | None = None, struct: str = "") -> None:  # noqa: A002
         super().__init_subclass__()
-        cls.FIELDS = {**cls.FIELDS, **_declared(cls)}
-        for declared in cls.FIELDS.values() if not struct else ():
-            setattr(cls, declared.name, property(_unbound, doc=declared.doc or None))
+        cls._own = _declared(cls)
         if struct:
-            cls._bind(object, struct)
+            cls._source = object, struct
+        elif cls._source is not None and not cls._own:
+            return  # only more methods
+        bases = reversed(cls.__mro__[:-1])
+        cls.FIELDS = {name: one for base in bases for name, one in vars(base)["_own"].items()}
+        if cls._source is not None:
+            cls._bind(*cls._source)
+        else:
+            for name, declared in cls._own.items():
+                setattr(cls, name, property(_unbound, doc=declared.doc or None))
 
     @classmethod
     def _bind(cls, elf: bytes | None, struct_name: str) -> None:
@@ -289,30 +306,49 @@ class Event:
 
 def _declared(cls: type) -> dict[str, Field]:
     """The fields that a class declares: what `field()` made, and public names without a value."""
+    annotated = {
+        name: annotation
+        for name, annotation in _annotations(cls).items()
+        if not name.startswith("_") and "ClassVar" not in str(annotation)
+    }
+    for name, value in vars(cls).items():
+        if isinstance(value, Field):
+            annotated.setdefault(name, "Any")
     found = {}
-    for name, annotation in _annotations(cls).items():
-        if name.startswith("_") or "ClassVar" in str(annotation):
-            continue
+    for name, annotation in annotated.items():
         value = vars(cls).get(name) or Field((), None, False, "")
         if not isinstance(value, Field):
             raise SettingError(f"{cls.__name__}.{name} is not a field: annotate it as a ClassVar")
-        if name in vars(Event) and cls is not Event:
+        if _is_taken(name):
             raise SettingError(
                 f"events have a {name} already: use another name, and field({name!r})"
             )
         found[name] = value.named(name, annotation)
+    for name in cls.FIELDS:  # type: ignore[attr-defined]
+        if name in vars(cls) and name not in found:
+            raise SettingError(
+                f"{cls.__name__}.{name} is a field of a base: declare it with field(), or use "
+                "another name"
+            )
     return found
 
 
-Event.FIELDS = _declared(Event)
+def _is_taken(name: str) -> bool:
+    """Whether an event, or its JSON, has something else of this name."""
+    return name in vars(Event) or name in ("event", "time")
+
+
+Event._own = {"time_ns": vars(Event)["time_ns"].named("time_ns", "int")}
 
 
 def _open_end(record: Type) -> int | None:
     """Where the array of no size begins that ends a struct, if one does."""
-    return next((at for at, found in record.members.values() if _is_open(found)), None)
+    members = record.members.values()
+    end = max((at + found.size for at, found in members), default=0)
+    return next((at for at, found in members if _has_no_size(found) and at >= end), None)
 
 
-def _is_open(found: Type) -> bool:
+def _has_no_size(found: Type) -> bool:
     return found.kind == "array" and found.size == 0
 
 
@@ -342,11 +378,14 @@ def make_decoder(
 # ---- Classes that nobody wrote ----
 
 
+@lru_cache(maxsize=8)
 def event_classes(elf: bytes | None) -> tuple[type[Event], ...]:
-    """A class for each kind of record of an object, made from its BTF, with all members as fields.
+    """A class for each kind of record of an object, made from its BTF, with its members as fields.
 
     Arrays of char are text, up to their NUL; other arrays lists, inner structs dictionaries. A
-    struct that ends with an array of no size has the rest of the record there, as bytes.
+    struct that ends with an array of no size has the rest of the record there, as bytes. Left out
+    are bitfields and members whose names begin with "_"; a name that events have already gets a
+    "_" at its end. Such events cannot be pickled.
     """
     return tuple(_made(elf, found) for found in types_of(elf).records().values())
 
@@ -354,14 +393,17 @@ def event_classes(elf: bytes | None) -> tuple[type[Event], ...]:
 def _made(elf: bytes | None, record: Type) -> type[Event]:
     name = record.name.partition(" ")[2]
     body: dict[str, Any] = {"__slots__": (), "NAME": name, "__annotations__": {}}
-    for member, (_, found) in record.members.items():
-        if member == "header" or found.kind == "other":
+    end = _open_end(record)
+    for member, (at, found) in record.members.items():
+        is_tail = _has_no_size(found) and at == end
+        if member == "header" or member.startswith("_") or found.kind == "other":
             continue
-        if not member.isidentifier() or not name.isidentifier():
-            raise ObjectError(f"the BTF is damaged: {member!r} of {name!r} is not a name of C")
-        # What an event has itself gets another name.
-        own = f"{member}_" if hasattr(Event, member) else member
-        body[own] = field(tail=True, convert=bytes) if _is_open(found) else field(member)
+        if _has_no_size(found) and not is_tail:  # marks a place
+            continue
+        own = member
+        while own in body or _is_taken(own):
+            own += "_"
+        body[own] = field(tail=True, convert=bytes) if is_tail else field(member)
         body["__annotations__"][own] = _annotation(found)
     title = "".join(part.capitalize() for part in name.split("_"))
     body["__doc__"] = f"A record of {record.name}."

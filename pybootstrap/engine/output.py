@@ -13,11 +13,24 @@ import sys
 import time
 from errno import EIO
 
-__all__ = ["Output", "OutputError", "forget_stdout", "open_output", "say", "stdout", "told_to_end"]
+__all__ = [
+    "NoReaderError",
+    "Output",
+    "OutputError",
+    "forget_stdout",
+    "open_output",
+    "say",
+    "stdout",
+    "told_to_end",
+]
 
 
 class OutputError(Exception):
     """The output takes no more; the message says why."""
+
+
+class NoReaderError(Exception):
+    """Whoever read the output has seen enough."""
 
 
 def open_output(path: str | None) -> Output:
@@ -89,7 +102,7 @@ class Output:
         return self._fd
 
     def write(self, text: str) -> None:
-        """Raises BrokenPipeError when nobody reads any more, OutputError when it takes no more."""
+        """Raises NoReaderError when nobody reads any more, OutputError when it takes no more."""
         data = text.encode(self._encoding, "backslashreplace")
         try:
             while data:
@@ -98,10 +111,10 @@ class Output:
                 elif _out_of_patience():
                     raise OutputError("its reader takes nothing")
         except BrokenPipeError:
-            raise
+            raise NoReaderError from None
         except OSError as error:
             if error.errno == EIO and self._is_terminal:  # it was closed
-                raise BrokenPipeError from None
+                raise NoReaderError from None
             raise OutputError(error.strerror) from None
 
     def _write_some(self, data: bytes) -> int:

@@ -115,4 +115,4 @@ def _fields_line(event: Event) -> str:
 def _shown(value: object) -> str:
     """Text as it is if nobody can take it for more than one word."""
     plain = isinstance(value, str) and value.isprintable() and value and " " not in value
-    return str(value) if plain else repr(value)
+    return str(value) if plain else escape(repr(value))

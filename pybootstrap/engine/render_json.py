@@ -79,11 +79,20 @@ def _integer(name: str, value: int) -> str:
 
 
 def _float(name: str, value: float) -> str:
-    return f'"{name}":{value!r}' if abs(value) < float("inf") else f'"{name}":null'
+    shown = float.__repr__(value) if abs(value) < float("inf") else "null"
+    return f'"{name}":{shown}'
+
+
+def _encoded(value: str) -> bytes:
+    """The bytes that text stands for, as `os.fsencode` has it; of what that cannot hold, UTF-8."""
+    try:
+        return fsencode(value)
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogatepass")
 
 
 def _text(name: str, value: str) -> str:
-    data = fsencode(value)
+    data = _encoded(value)
     exact = "" if _is_utf8(data) else f',"{name}_base64":{_base64(data)}'
     return f'"{name}":{_readable(data)}{exact}'
 
@@ -96,7 +105,7 @@ def _list(name: str, value: Iterable[Any]) -> str:
     """A list of texts, or of integers, has a second member with all of them if one needs it."""
     items, second = list(value), ""
     if all(isinstance(item, str) for item in items):
-        data = list(map(fsencode, items))
+        data = list(map(_encoded, items))
         if not all(map(_is_utf8, data)):
             second = f',"{name}_base64":[{",".join(map(_base64, data))}]'
     elif all(isinstance(item, int) and not isinstance(item, bool) for item in items) and (
@@ -109,7 +118,7 @@ def _list(name: str, value: Iterable[Any]) -> str:
 def _item(value: Any) -> str:
     """One of a list, where nothing can have a second member, unless it is an object."""
     if isinstance(value, str):
-        return _readable(fsencode(value))
+        return _readable(_encoded(value))
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:d}"
     if isinstance(value, (list, tuple)) and not hasattr(value, "_asdict"):
@@ -118,14 +127,23 @@ def _item(value: Any) -> str:
 
 
 def _object(name: str, value: Mapping[str, Any]) -> str:
-    members = ",".join(member(key, item) for key, item in value.items())
+    members = ",".join(member(_key(key), item) for key, item in value.items())
     return f'"{name}":{{{members}}}'
+
+
+def _key(key: object) -> str:
+    """A name that may come from a record, as it stands between quotes."""
+    return quoted(str(key))[1:-1]
 
 
 def _named_tuple_writer(kind: type[Any]) -> Callable[[str, Any], str]:
     """One of small integers is formatted in one go."""
     form = "{" + ",".join(f'"{name}":%d' for name in kind._fields) + "}"
-    are_integers = all(str(one).startswith("int") for one in kind.__annotations__.values())
+    annotations = getattr(kind, "__annotations__", {})
+    are_integers = bool(kind._fields) and all(
+        str(annotations.get(name)) in ("int", "int | None", "<class 'int'>")
+        for name in kind._fields
+    )
 
     def write(name: str, value: Any) -> str:
         try:
@@ -199,25 +217,27 @@ class _Writer:
     """
 
     def __init__(self, event: type[Event]) -> None:
-        places = {
-            path: event.FIELDS[name].places[number][0]
-            for name in event.FIELDS
-            for number, path in enumerate(event.FIELDS[name].members)
-            if event.FIELDS[name].sources
-        }
-        self._paths = sorted(places, key=places.__getitem__)
-        self._names: dict[str, Any] = {
-            "of": of,
-            "time": _time,
-            "unpack": event.unpacker(self._paths),
-        }
-        self._tail = f"record[{event.HEAD_SIZE}:]"
         self._event = event
+        self._paths = self._unpacked_at_once()
+        unpack = event.unpacker(self._paths)
+        self._names: dict[str, Any] = {"of": of, "time": _time, "unpack": unpack}
+        self._tail = f"record[{event.HEAD_SIZE}:]"
+
+    def _unpacked_at_once(self) -> list[str]:
+        """Paths of members that one layout can have: none overlaps another."""
+        fields = [field for field in self._event.FIELDS.values() if field.sources]
+        places = {path: at for field in fields for path, at in zip(field.members, field.places)}
+        paths, end = [], 0
+        for path, (offset, kind) in sorted(places.items(), key=lambda place: place[1][0]):
+            if offset >= end:
+                paths.append(path)
+                end = offset + kind.size
+        return paths
 
     def function(self) -> Callable[[bytes], str]:
         """Makes a line of the bytes of a record."""
         forms, codes = ['{"event":' + quoted(self._event.NAME).replace("%", "%%")], []
-        for _, group in groupby(self._event.FIELDS.values(), lambda one: (one.members, one.tail)):
+        for _, group in groupby(self._event.FIELDS.values(), self._parted_by):
             form, code = self._part(list(group))
             forms.append(form)
             codes.append(code)
@@ -229,48 +249,62 @@ class _Writer:
         rendered: Callable[[bytes], str] = self._names["render"]
         return rendered
 
+    def _parted_by(self, field: Field) -> object:
+        """Fields in a row that are made of the same members have one part."""
+        alone = field.name == "time_ns" or not (field.sources or field.tail)
+        return field.name if alone else (field.members, field.tail)
+
     def _part(self, fields: list[Field]) -> tuple[str, str]:
-        """Format and code of fields that are made of the same members."""
+        """Format and code of a part."""
         first = fields[0]
-        values = [f"v{self._paths.index(path)}" for path in first.members if first.sources]
         if first.name == "time_ns":
-            return '"time":"%s%09dZ"', f"*time({values[0]})"
+            return '"time":"%s%09dZ"', f"*time(v{self._paths.index('header.time_ns')})"
+        if not all(path in self._paths for path in first.members):
+            return "%s", self._call(self._apart(fields), ["record"])
+        values = [f"v{self._paths.index(path)}" for path in first.members]
         if len(fields) == 1 and first.is_integer:
             return self._number(first, values[0])
-        function = f"part_{first.name}"
-        if first.tail and not values:
-            self._names[function] = cached(_member_of(fields))
-            return "%s", f"of({function}, {self._tail})"
-        if len(values) == 1 and not first.tail:
-            self._names[function] = cached(_member_of(fields))
-            if first.places[0][1].size > SHORT:
-                return "%s", f"of({function}, {values[0]})"
-        elif values:
-            self._names[function] = _member_of(fields)
-            values += [self._tail] * first.tail
-        else:
-            self._names[function] = lambda record: member(first.name, first.read(record))
-            values = ["record"]
-        return "%s", f"{function}({', '.join(values)})"
+        values += [self._tail] * first.tail
+        make, through = _member_of(fields), ""
+        if len(values) == 1 and (first.tail or first.places[0][1].kind != "float"):
+            make = cached(make)  # not floats: 0.0 and -0.0 are equal
+            is_long = first.tail or first.places[0][1].size > SHORT
+            through = "of" if is_long else ""
+        return "%s", self._call(make, values, through)
+
+    def _call(self, function: Callable[..., str], values: list[str], through: str = "") -> str:
+        name = f"part_{len(self._names)}"
+        self._names[name] = function
+        arguments = ", ".join(values)
+        return f"{through}({name}, {arguments})" if through else f"{name}({arguments})"
+
+    def _apart(self, fields: list[Field]) -> Callable[[bytes], str]:
+        """For members that are no single value, or that overlap others."""
+        first, make, head_size = fields[0], _member_of(fields), self._event.HEAD_SIZE
+        sources = first.sources
+        if sources is None:
+            return lambda record: member(_key(first.name), first.read(record))
+        tails = [slice(head_size, None)] * first.tail
+        return lambda record: make(*sources.unpack_from(record), *(record[tail] for tail in tails))
 
     def _number(self, field: Field, value: str) -> tuple[str, str]:
         """Format and code of an integer; one that may be large is looked at each time."""
-        kind = field.places[0][1]
+        name, kind = _key(field.name), field.places[0][1]
         if kind.size < 8:
-            return f'"{field.name}":%d', value
+            return f'"{name}":%d', value
         small = f"{value} < {_EXACT}" if kind.code.isupper() else f"{-_EXACT} < {value} < {_EXACT}"
-        exact = f'f\'{{{value}}},"{field.name}_exact":"{{{value}}}"\''
-        return f'"{field.name}":%s', f"{value} if {small} else {exact}"
+        exact = self._call(lambda number: f'{number},"{name}_exact":"{number}"', [value])
+        return f'"{name}":%s', f"{value} if {small} else {exact}"
 
 
 def _member_of(fields: list[Field]) -> Callable[..., str]:
     """What makes members of the values that these fields are made of."""
-    name, convert = fields[0].name, fields[0].convert
+    name, convert = _key(fields[0].name), fields[0].convert
     if len(fields) == 1:
         return lambda *values: member(name, convert(*values) if convert else values[0])
 
     def members(*values: Any) -> str:
-        return ",".join(member(field.name, field.value(*values)) for field in fields)
+        return ",".join(member(_key(field.name), field.value(*values)) for field in fields)
 
     return members
 

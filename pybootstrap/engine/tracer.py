@@ -24,13 +24,18 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
-from errno import EINTR, EINVAL, ESHUTDOWN
+from errno import EBADMSG, EINTR, EINVAL, EPIPE, ESHUTDOWN
 
 from pybootstrap._typing import TYPE_CHECKING, NamedTuple
 from pybootstrap.engine._native import ffi, lib
-from pybootstrap.engine.errors import RecordError, SettingError, StateError, start_error
+from pybootstrap.engine.errors import (
+    RecordError,
+    SettingError,
+    StateError,
+    start_error,
+)
 from pybootstrap.engine.events import event_classes, make_decoder
-from pybootstrap.engine.skeleton import Skeleton
+from pybootstrap.engine.skeleton import Skeleton, types_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -223,8 +228,18 @@ class Tracer:
 
     @classmethod
     def events(cls) -> tuple[type[Event], ...]:
-        """The classes of its events."""
-        return cls.EVENTS or event_classes(cls.OBJECT)
+        """The classes of its events. Raises SettingError when EVENTS does not fit OBJECT."""
+        if not cls.EVENTS:
+            return event_classes(cls.OBJECT)
+        kinds = dict(types_of(cls.OBJECT).records())
+        for event in cls.EVENTS:
+            if event._source is None or event._source[0] != cls.OBJECT:
+                raise SettingError(f"EVENTS has {event.__name__}, which is not of OBJECT")
+            kinds.pop(event.KIND, None)
+        if kinds:
+            names = ", ".join(kind.name for kind in kinds.values())
+            raise SettingError(f"EVENTS lacks a class for {names}")
+        return cls.EVENTS
 
     # ---- Life: start, stop, close ----
 
@@ -261,8 +276,9 @@ class Tracer:
             raise _closed()
 
     def _load_skeleton(self) -> Skeleton:
-        log = ""
+        log, tries = "", 0
         while True:
+            tries += 1
             skeleton = Skeleton(self.OBJECT, verbose=self._verbose)
             # From here on the shim may be passed to any function at any time.
             self._skeleton, self._shim = skeleton, skeleton._shim
@@ -273,7 +289,8 @@ class Tracer:
             if code == 0:
                 return skeleton
             log += skeleton.log
-            if code not in (-EINVAL, -_NOT_SUPPORTED) or not self.on_refusal():
+            may_retry = code in (-EINVAL, -_NOT_SUPPORTED) and tries == 1
+            if not (may_retry and self.on_refusal()):
                 skeleton._handle.check(code)
                 raise start_error(-code, "load", log)
             skeleton.close()
@@ -474,7 +491,9 @@ class Tracer:
         try:
             return self.count(self._skeleton, counted.produced, counted.received, counted.lost)
         except StateError:
-            raise _closed() from None
+            if self._closing:
+                raise _closed() from None
+            raise
 
     def _check_usable(self) -> None:
         if self._pid not in (0, os.getpid()):
@@ -561,13 +580,16 @@ class Tracer:
         this does without what `read()` makes sure of each time, and what all of that costs when
         caches are cold.
         """
+        for event in self.events():
+            if event.KIND not in kinds:
+                raise SettingError(f"the renderer has no line for {event.__name__}")
         self._decoder = make_decoder(self.events(), kinds)
         self._hook_signals()
         while lines := self._next_batch(None):
             yield lines
 
     def _watch_output(self, fd: int) -> None:
-        """Ends `_batches` with BrokenPipeError, even while idle, once nobody reads `fd`."""
+        """Ends `_batches` with NoReaderError, even while idle, once nobody reads `fd`."""
         code = lib.shim_watch_output(self._shim, fd)
         if code < 0:
             raise OSError(-code, f"cannot watch the output: {os.strerror(-code)}")
@@ -610,6 +632,14 @@ class Tracer:
                 continue  # the handlers have run; they may have called stop()
             if code == -ESHUTDOWN:
                 raise _closed()
+            if code == -EPIPE:  # see _watch_output
+                from pybootstrap.engine.output import NoReaderError
+
+                raise NoReaderError
+            if code == -EBADMSG:
+                raise RecordError(
+                    f"the ring has something that is no record of at most {lib.MAX_RECORD} bytes"
+                )
             if code < 0:
                 raise OSError(-code, f"cannot read the ring buffer: {os.strerror(-code)}")
             self._ended = self._detached

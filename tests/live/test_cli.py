@@ -137,7 +137,8 @@ def test_a_signal_during_any_import_ends_it_quietly() -> None:
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode == 3:
             break
-        assert (ended.returncode, ended.stderr) == (0, ""), number
+        # 1: in the check, of which 0 would say that all is well.
+        assert (ended.returncode in {0, 1}, ended.stderr) == (True, ""), number
     assert number > 20
 
 

@@ -388,3 +388,30 @@ def test_a_count_that_fails_keeps_nothing(forks: bytes) -> None:
         held = held_by()
     assert held
     wait_until_gone(held)
+
+
+def test_a_kernel_that_refuses_is_asked_twice_at_most(forks: bytes) -> None:
+    class Stubborn(engine.Tracer):
+        OBJECT = forks
+        opened = 0
+
+        def on_open(self, skeleton: Skeleton) -> None:
+            self.opened += 1
+            skeleton.maps.counts.set_autocreate(False)  # the programs need it
+
+        def on_refusal(self) -> bool:
+            return True
+
+    tracer = Stubborn(ring_size=65536)
+    with pytest.raises(LoadError):
+        tracer.start()
+    assert tracer.opened == 2
+
+
+def test_a_renderer_without_a_line_for_an_event_is_refused(forks: bytes) -> None:
+    class Forks(engine.Tracer):
+        OBJECT = forks
+
+    with Forks(ring_size=65536) as tracer:  # noqa: SIM117
+        with pytest.raises(SettingError, match="the renderer has no line for ForkRecord"):
+            next(tracer._batches({}))

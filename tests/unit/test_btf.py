@@ -403,8 +403,7 @@ def test_a_struct_with_odd_members_is_readable_but_for_them(types: Btf) -> None:
             odd.member(name)
         with pytest.raises(SettingError, match=told):
             odd.encode({name: 0})
-    with pytest.raises(SettingError, match="bitfield three cannot be read"):
-        odd.decode(bytes(odd.size))
+    assert not {"three", "five", "wide"} & set(odd.decode(bytes(odd.size)))
 
 
 def test_a_struct_that_is_not_there_is_told_how_to_keep_it(types: Btf) -> None:

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pybootstrap import LostEvent, RecordError, SettingError
-from pybootstrap.engine import Event, event_classes, field
+from pybootstrap import ExitEvent, LostEvent, ObjectError, RecordError, SettingError
+from pybootstrap.engine import Event, Tracer, event_classes, field
 from pybootstrap.engine.build import system_libbpf
 from pybootstrap.engine.events import make_decoder
+from pybootstrap.engine.render import FieldRenderer
 from pybootstrap.engine.render_json import JsonRenderer, member
 from tests.unit.test_btf import ROOT, compiled
 
@@ -31,6 +32,7 @@ SOURCE = """
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum color { RED = 1, DARK = 300 };
+enum { ODD = 0x10 };
 
 struct sample {
 	struct record_header header;
@@ -59,10 +61,24 @@ struct parts {
 struct other {
 	struct record_header header;
 };
+struct odd {
+	struct record_header header;
+	union { unsigned int v4; u8 v6[4]; };
+	unsigned int event;
+	unsigned int record;
+	unsigned int record_;
+	unsigned int \u00b5;
+	u8 mark[0];
+	double real;
+	struct { unsigned int low : 3; unsigned int whole; } bits;
+	unsigned int _hidden;
+	u16 ports[2];
+};
 
 RECORD(1, sample);
 RECORD(200, open_ended);
 RECORD(3, parts);
+RECORD(ODD, odd);
 const struct other *unused_other __attribute__((unused));
 const enum color *unused_color __attribute__((unused));
 """
@@ -376,10 +392,11 @@ def test_json_of_what_it_cannot_hold() -> None:
 
 
 def test_classes_are_made_of_all_members() -> None:
-    made, parts, rest = event_classes(sample_object())
-    assert [(one.__name__, one.NAME, one.KIND) for one in (made, parts, rest)] == [
+    made, parts, odd, rest = event_classes(sample_object())
+    assert [(one.__name__, one.NAME, one.KIND) for one in (made, parts, odd, rest)] == [
         ("Sample", "sample", 1),
         ("Parts", "parts", 3),
+        ("Odd", "odd", 16),
         ("OpenEnded", "open_ended", 200),
     ]
     (event,) = decode(sample(), events=[made])
@@ -401,3 +418,134 @@ def test_classes_are_made_of_all_members() -> None:
     lines = JsonRenderer([made, rest]).render([event, tail]).splitlines()
     assert json.loads(lines[0])["point"] == {"x": -7, "y": 8}
     assert json.loads(lines[1])["rest"] == "eHk="
+
+
+def odd_record() -> bytes:
+    body = struct.pack("=IIIII4xd2II2H", 0x04030201, 5, 6, 7, 8, 0.5, 1, 9, 10, 11, 12)
+    return header(16, HEADER.size + len(body)) + body
+
+
+def test_members_that_collide_overlap_or_cannot_be_read() -> None:
+    made = event_classes(sample_object())[2]
+    (event,) = decode(odd_record(), events=[made])
+    assert event.asdict() == {
+        "time_ns": 10,
+        "v4": 0x04030201,
+        "v6": b"\1\2\3\4",
+        "event_": 5,
+        "record_": 6,
+        "record__": 7,
+        "\u00b5": 8,
+        "real": 0.5,
+        "bits": {"whole": 9},
+        "ports": [11, 12],
+    }
+    line = JsonRenderer([made]).render([event])
+    assert line.isascii()
+    loaded = json.loads(line)
+    assert (loaded["v4"], loaded["v6"], loaded["\u00b5"]) == (0x04030201, "AQIDBA==", 8)
+    assert event_classes(sample_object())[2] is made
+
+
+class Odd(Event, object=sample_object(), struct="odd"):
+    seconds = field("header.time_ns", convert=lambda ns: ns // 10)
+    ports: list[int]
+    first_port: int = field("ports", convert=lambda ports: ports[0])
+    labels: Any = field("v6", convert=lambda key: {f'{key.decode()}":1,"x': key, 7: "\ud800"})
+    mark: Any = field("real", convert=lambda real: Mixed(real, real > 0))
+
+
+class Mixed(NamedTuple):
+    value: int  # as it says, but it is not
+    flag: bool
+
+
+def test_json_of_hostile_conversions() -> None:
+    (event,) = decode(odd_record(), events=[Odd])
+    loaded = json.loads(JsonRenderer([Odd]).render([event]))
+    assert (loaded["seconds"], loaded["ports"], loaded["first_port"]) == (1, [11, 12], 11)
+    assert set(loaded["labels"]) == {'\1\2\3\4":1,"x', "7", "7_base64"}
+    assert loaded["mark"] == {"value": 0.5, "flag": True}
+
+
+def test_text_by_itself_is_safe_for_a_terminal() -> None:
+    class Loud:
+        def __repr__(self) -> str:
+            return "\x1b]0;x\x07\nfake=1"
+
+    class Sly(Event, object=sample_object(), struct="sample"):
+        name: Any = field(convert=lambda _: Loud())
+        words: str = field("name", convert=lambda _: "a b")
+
+    line = FieldRenderer([Sly]).render(decode(sample(), events=[Sly]))
+    assert line.endswith(r"sly              name=\x1b]0;x\x07\x0afake=1 words='a b'" + "\n")
+
+
+# ---- Classes of classes ----
+
+
+def test_fields_of_several_bases() -> None:
+    class Numbered(Event):
+        __slots__ = ()
+        number: int
+
+    class Both(Named, Numbered, object=sample_object(), struct="sample"):
+        __slots__ = ()
+
+    class More(Both):
+        def twice(self) -> int:
+            return 2 * self.number
+
+    class Wider(Both):
+        big: int
+
+    (event,) = decode(sample(), events=[Both])
+    assert (event.name, event.number) == ("name", 3)
+    assert set(Both.FIELDS) == {"time_ns", "name", "number"}
+    assert More(event.record).twice() == 6
+    assert Wider(event.record).asdict() == {"time_ns": 10, "name": "name", "number": 3, "big": 1}
+    with pytest.raises(AttributeError, match="Numbered names no struct"):
+        Numbered(event.record).number  # noqa: B018
+
+
+def test_a_field_cannot_be_overridden_by_something_else() -> None:
+    with pytest.raises(SettingError, match="name is a field of a base"):
+        type("Mine", (SampleEvent,), {"name": property(lambda _: "mine")})
+
+
+def test_annotations_may_be_quoted() -> None:
+    made: Any = type(
+        "Quoted",
+        (Event,),
+        {"__annotations__": {"name": "'str'"}},
+        object=sample_object(),
+        struct="sample",
+    )
+    assert made(sample()).name == "name"
+
+
+def test_what_is_behind_the_struct_is_no_member() -> None:
+    with pytest.raises(SettingError, match=r"rest of struct open_ended has no size.*tail=True"):
+        type("R", (Event,), {"rest": field()}, object=sample_object(), struct="open_ended")
+
+
+def test_two_records_of_one_number_are_refused() -> None:
+    source = SOURCE.replace("RECORD(3, parts);", "RECORD(1, parts);")
+    includes = [f"-I{ROOT}/vmlinux", *system_libbpf()]
+    with pytest.raises(ObjectError, match="struct sample and struct parts are both of kind 1"):
+        event_classes(compiled(source, "-g", *includes, linked=True))
+
+
+def test_events_must_fit_the_object() -> None:
+    class Incomplete(Tracer):
+        OBJECT = sample_object()
+        EVENTS = (SampleEvent, Rest)
+
+    class Strange(Tracer):
+        OBJECT = sample_object()
+        EVENTS = (ExitEvent,)
+
+    with pytest.raises(SettingError, match="EVENTS lacks a class for struct parts, struct odd"):
+        Incomplete()
+    with pytest.raises(SettingError, match="EVENTS has ExitEvent, which is not of OBJECT"):
+        Strange()

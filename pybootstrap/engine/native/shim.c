@@ -49,8 +49,8 @@
 
 /* Python takes records apart by these offsets, and copies them as bytes: no padding anywhere. */
 _Static_assert(sizeof(struct record_header) == 24, "struct record_header has padding");
-_Static_assert(4 * SHIM_MAX_RECORD <= SHIM_MIN_READ, "a read buffer must hold some records");
-_Static_assert(4 * SHIM_MAX_RECORD <= SHIM_MIN_RING, "any ring must hold some records");
+_Static_assert(4 * MAX_RECORD <= SHIM_MIN_READ, "a read buffer must hold some records");
+_Static_assert(4 * MAX_RECORD <= SHIM_MIN_RING, "any ring must hold some records");
 
 enum woken_by { BY_RING = 1, BY_TIMER = 2, BY_STOP = 4, BY_SIGNAL = 8, BY_OUTPUT = 16 };
 
@@ -926,7 +926,7 @@ static int take_record(void *ctx, void *data, size_t size)
 	char *to = s->buffer + s->used;
 
 	memcpy(&head, data, sizeof(head));
-	if (head.size < sizeof(head) || head.size > size || head.size > SHIM_MAX_RECORD)
+	if (head.size < sizeof(head) || head.size > size || head.size > MAX_RECORD)
 		return -EBADMSG; /* not a record */
 	head.time_ns += s->wall_offset_ns;
 	memcpy(to, &head, sizeof(head));
@@ -935,7 +935,7 @@ static int take_record(void *ctx, void *data, size_t size)
 	s->received++;
 	if (head.lost > s->told) /* a delayed reservation tells less than those before it */
 		s->told = head.lost;
-	return s->size - s->used < SHIM_MAX_RECORD ? -ENOBUFS : 0;
+	return s->size - s->used < MAX_RECORD ? -ENOBUFS : 0;
 }
 
 /* Fires once after delay_ns; 0: not at all. Either way it is not readable until then. */

@@ -120,7 +120,6 @@ int shim_read(struct shim *shim, void *buffer, unsigned int size, int timeout_ms
 
 enum shim_limits {
 	SHIM_MIN_READ = 64 * 1024, /* bytes of the buffer */
-	SHIM_MAX_RECORD = 16 * 1024, /* bytes of the largest record there can be */
 	SHIM_MIN_RING = 64 * 1024,
 	SHIM_MAX_RING = 1024 * 1024 * 1024,
 	SHIM_LOSS = 1024 * 1024 * 1024, /* and what is below is the size of the batch */
