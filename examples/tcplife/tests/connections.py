@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""Connections of the test's own over loopback, and who they are."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import time
+from fcntl import ioctl
+from pathlib import Path
+from socket import AF_INET, AF_INET6, MSG_WAITALL, socket
+from termios import TIOCOUTQ
+from typing import NamedTuple
+
+DEADLINE_S = 60.0  # far more than anything takes
+
+
+class Ends(NamedTuple):
+    """Of a connection, as one of its sockets sees them; IPv4 through an IPv6 socket is IPv4."""
+
+    local_address: str
+    local_port: int
+    remote_address: str
+    remote_port: int
+
+
+def plain(address: str) -> str:
+    parsed = ipaddress.ip_address(address)
+    return str(getattr(parsed, "ipv4_mapped", None) or parsed)
+
+
+def ends(end: socket) -> Ends:
+    here, there = end.getsockname(), end.getpeername()
+    return Ends(plain(here[0]), here[1], plain(there[0]), there[1])
+
+
+def listen(host: str = "127.0.0.1") -> socket:
+    listener = socket(AF_INET6 if ":" in host else AF_INET)
+    listener.bind((host, 0))
+    listener.listen()
+    return listener
+
+
+def connect(listener: socket) -> tuple[socket, socket]:
+    """Who connected, and who accepted: at two addresses, where there are two."""
+    client, there = socket(listener.family), listener.getsockname()[:2]
+    client.bind((there[0].replace("127.0.0.1", "127.0.0.2"), 0))
+    client.connect(there)
+    return client, listener.accept()[0]
+
+
+def pair(host: str = "127.0.0.1") -> tuple[socket, socket]:
+    with listen(host) as listener:
+        return connect(listener)
+
+
+def send(sender: socket, receiver: socket, size: int) -> None:
+    """No more than buffers hold."""
+    sender.sendall(bytes(size))
+    assert len(receiver.recv(size, MSG_WAITALL)) == size
+
+
+def wait_until_acknowledged(sender: socket) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while ioctl(sender, TIOCOUTQ, bytes(4)) != bytes(4):
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def close(*in_order: socket) -> None:
+    for end in in_order:
+        end.close()
+
+
+def this_process() -> tuple[int, str]:
+    return os.getpid(), Path("/proc/self/comm").read_text().rstrip("\n")

@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
+"""Connections of this test's own, over loopback; the sockets, ss and /proc are the witnesses."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from socket import AF_INET, SHUT_WR, SOCK_DGRAM, socket
+from typing import Any
+
+import pytest
+from connections import (
+    DEADLINE_S,
+    Ends,
+    close,
+    connect,
+    ends,
+    listen,
+    pair,
+    send,
+    this_process,
+    wait_until_acknowledged,
+)
+from tcplife import Closed, Tracer
+
+from pybootstrap import SettingError
+
+LOCALHOSTS = ["127.0.0.1", "::1", "::ffff:127.0.0.1"]
+
+
+# ---- Events ----
+
+
+def of(event: Closed) -> Ends:
+    return Ends(*(getattr(event, name) for name in Ends._fields))
+
+
+class Watch:
+    """A Tracer that runs, and what it has reported."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.tracer = tracer
+        self.events: dict[Ends, Closed] = {}
+
+    def read(self, timeout: float) -> None:
+        for event in self.tracer.read(timeout):
+            assert isinstance(event, Closed), event
+            assert of(event) not in self.events
+            self.events[of(event)] = event
+
+    def closed(self, *wanted: Ends) -> list[Closed]:
+        """Waits until these are reported."""
+        end = time.monotonic() + DEADLINE_S
+        while not self.events.keys() >= set(wanted):
+            assert time.monotonic() < end, f"{set(wanted) - self.events.keys()} not reported"
+            self.read(0.1)
+        return [self.events[one] for one in wanted]
+
+    def ports(self) -> set[int]:
+        """Ends tracing; the ports of all that was reported."""
+        self.tracer.stop()
+        self.read(0)
+        return {port for one in self.events for port in (one.local_port, one.remote_port)}
+
+
+@contextmanager
+def watch(kind: type[Tracer] = Tracer, **settings: Any) -> Iterator[Watch]:
+    with kind(**settings) as tracer:
+        yield Watch(tracer)
+
+
+def process(event: Closed) -> tuple[int | None, str]:
+    return event.pid, event.comm
+
+
+NOBODY = (None, "")
+
+
+@contextmanager
+def python(code: str, *arguments: object, **popen: Any) -> Iterator[subprocess.Popen[str]]:
+    """Another process, which ends with its standard input."""
+    command = [sys.executable, "-c", f"import os, socket, sys\n{code}", *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **popen
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+# ---- What is reported ----
+
+
+@pytest.mark.parametrize("host", LOCALHOSTS)
+def test_both_ends_with_addresses_ports_bytes_and_process(host: str) -> None:
+    with watch() as seen:
+        client, server = pair(host)
+        send(client, server, 1000)
+        send(server, client, 7)
+        wanted = ends(client), ends(server)
+        close(client, server)
+        of_client, of_server = seen.closed(*wanted)
+    assert (of_client.sent, of_client.received) == (1000, 7)
+    assert (of_server.sent, of_server.received) == (7, 1000)
+    assert process(of_client) == process(of_server) == this_process()
+
+
+def test_the_duration_is_that_between_connect_and_close() -> None:
+    with watch() as seen, listen() as listener:
+        before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        client, server = connect(listener)
+        connected = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        wanted = ends(client), ends(server)
+        closing = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        close(client, server)
+        events = seen.closed(*wanted)
+        after = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    for event in events:
+        assert event.duration_ns is not None
+        assert closing - connected < event.duration_ns < after - before
+
+
+def test_a_half_closed_connection_goes_on() -> None:
+    with watch() as seen:
+        client, server = pair()
+        wanted = ends(client), ends(server)
+        send(client, server, 10)
+        client.shutdown(SHUT_WR)
+        assert server.recv(1) == b""
+        for _ in range(10):
+            send(server, client, 20_000)
+        close(server, client)
+        of_client, of_server = seen.closed(*wanted)
+    assert (of_client.sent, of_client.received) == (10, 200_000)
+    assert (of_server.sent, of_server.received) == (200_000, 10)
+
+
+def test_who_accepted_may_close_first() -> None:
+    with watch() as seen:
+        client, server = pair()
+        wanted = ends(client), ends(server)
+        send(client, server, 10)
+        close(server, client)
+        of_client, of_server = seen.closed(*wanted)
+    assert (of_client.sent, of_client.received) == (10, 0)
+    assert (of_server.sent, of_server.received) == (0, 10)
+
+
+def test_bytes_that_nobody_read_were_received() -> None:
+    """Then closing resets the connection."""
+    with watch() as seen:
+        client, server = pair()
+        wanted = ends(client), ends(server)
+        client.sendall(bytes(100))
+        server.recv(60)
+        wait_until_acknowledged(client)
+        close(server, client)
+        of_client, of_server = seen.closed(*wanted)
+    assert (of_client.sent, of_client.received) == (100, 0)
+    assert (of_server.sent, of_server.received) == (0, 100)
+
+
+def many_at_once() -> list[tuple[Ends, int, int]]:
+    """Each end, what it sends and what it receives."""
+    Path("/proc/thread-self/comm").write_text("thread")  # not the name of the process
+    done = []
+    pairs = [pair(LOCALHOSTS[number % 3]) for number in range(150)]
+    for number, (client, server) in enumerate(pairs):
+        send(client, server, number)
+        send(server, client, 2 * number)
+        done += [(ends(client), number, 2 * number), (ends(server), 2 * number, number)]
+    for number, (client, server) in enumerate(pairs):
+        close(*((client, server) if number % 2 else (server, client)))
+    return done
+
+
+def test_many_at_once() -> None:
+    """By one thread: where threads preempt each other, the kernel skips some (`stats.missed`)."""
+    with watch() as seen, ThreadPoolExecutor(1) as pool:
+        wanted = pool.submit(many_at_once).result(DEADLINE_S)
+        events = seen.closed(*(end for end, _, _ in wanted))
+        connections = seen.tracer.skeleton.maps.connections
+        left = [noted for _, noted in connections.items() if noted["pid"] == os.getpid()]
+    assert [(of(event), event.sent, event.received) for event in events] == wanted
+    assert {process(event) for event in events} == {this_process()}
+    assert all(event.duration_ns for event in events)
+    assert (left, seen.tracer.untracked, seen.tracer.stats.lost) == ([], 0, 0)
+
+
+def test_the_kernels_own_counters_agree() -> None:
+    with watch() as seen:
+        client, server = pair()
+        for size in (1, 50_000, 3):
+            send(client, server, size)
+        send(server, client, 5)
+        wanted = ends(client)
+        said = subprocess.run(
+            ["ss", "-tinH", f"sport = :{wanted.local_port} and dport = :{wanted.remote_port}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        close(client, server)
+        (event,) = seen.closed(wanted)
+    counted = dict(re.findall(r"(bytes_\w+):(\d+)", said))
+    again = int(counted.get("bytes_retrans", 0))
+    assert event.sent == int(counted["bytes_sent"]) - again == 50_004
+    assert event.received == int(counted["bytes_received"]) == 5
+
+
+# ---- What is not ----
+
+
+def test_only_connections_that_were_established() -> None:
+    with watch() as seen, listen() as listener:
+        nobody = listener.getsockname()
+        listener.close()
+        with socket() as refused, pytest.raises(ConnectionRefusedError):
+            refused.connect(nobody)
+        with socket(AF_INET, SOCK_DGRAM) as datagrams:
+            datagrams.connect(nobody)
+        client, server = pair()
+        wanted = ends(client), ends(server)
+        close(client, server)
+        seen.closed(*wanted)
+        assert nobody[1] not in seen.ports()
+
+
+# ---- Whose it is ----
+
+CLIENT = """
+end = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+print(end.getsockname()[1], flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_who_connected_is_another_process_which_is_killed() -> None:
+    with watch() as seen, listen() as listener, python(CLIENT, listener.getsockname()[1]) as it:
+        server = listener.accept()[0]
+        here = ends(server)
+        there = Ends(*here[2:], *here[:2])
+        comm = Path(f"/proc/{it.pid}/comm").read_text().rstrip("\n")
+        it.kill()
+        (of_client,) = seen.closed(there)
+        server.close()
+        (of_server,) = seen.closed(here)
+    assert process(of_client) == (it.pid, comm)
+    assert process(of_server) == this_process()
+
+
+def test_a_reset_by_the_peer_does_not_make_it_the_peers() -> None:
+    reset = "end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0] + [0] * 4))\n"
+    with watch() as seen, listen() as listener:
+        with python(CLIENT + reset, listener.getsockname()[1]) as it:
+            server = listener.accept()[0]
+            here = ends(server)
+            it.communicate("\n", timeout=DEADLINE_S)
+            of_client, of_server = seen.closed(Ends(*here[2:], *here[:2]), here)
+        server.close()
+    assert of_client.pid == it.pid
+    assert process(of_server) == NOBODY
+
+
+def test_nobody_has_one_that_was_never_accepted() -> None:
+    with watch() as seen, listen() as listener, socket() as client:
+        client.connect(listener.getsockname())
+        here = ends(client)
+        listener.close()
+        of_client, of_server = seen.closed(here, Ends(*here[2:], *here[:2]))
+    assert process(of_server) == NOBODY
+    assert process(of_client) == this_process()
+
+
+@contextmanager
+def kept(end: socket) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has this socket open, too."""
+    code = "print(flush=True)\nsys.stdin.readline()"
+    with python(code, pass_fds=[end.fileno()]) as it:
+        assert it.stdout is not None
+        it.stdout.readline()
+        yield it
+
+
+def test_one_of_two_processes_that_have_it() -> None:
+    """Who connected, or else who closes it last."""
+    with watch() as seen:
+        client, server = pair()
+        wanted = ends(client), ends(server)
+        with kept(client) as other:
+            client.close()
+            other.communicate("\n", timeout=DEADLINE_S)
+        with kept(server) as another:
+            server.close()
+            another.communicate("\n", timeout=DEADLINE_S)
+        of_client, of_server = seen.closed(*wanted)
+    assert (of_client.pid, of_server.pid) == (os.getpid(), another.pid)
+
+
+def test_another_network_namespace() -> None:
+    """There IPv6 can have two addresses."""
+    script = 'ip link set lo up && ip addr add fd00::2 dev lo nodad && exec "$@"'
+    code = """import socket
+listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+client = socket.create_connection(listener.getsockname()[:2], source_address=("fd00::2", 0))
+server = listener.accept()[0]
+client.sendall(b"abc")
+server.recv(3)
+print(client.getsockname()[1], client.getpeername()[1])
+client.close()
+"""
+    command = ["unshare", "--net", "sh", "-c", script, "sh", sys.executable, "-c", code]
+    with watch() as seen, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as it:
+        here, there = map(int, it.communicate(timeout=DEADLINE_S)[0].split())
+        (event,) = seen.closed(Ends("fd00::2", here, "::1", there))
+    assert (event.pid, event.sent) == (it.pid, 3)
+
+
+# ---- What was open before ----
+
+
+def test_connections_from_before_have_no_duration() -> None:
+    client, server = pair()
+    send(client, server, 50)
+    wanted = ends(client), ends(server)
+    with watch(min_duration_ms=3_600_000) as seen:
+        send(client, server, 100)
+        send(server, client, 7)
+        close(client, server)
+        of_client, of_server = seen.closed(*wanted)
+    assert of_client.duration_ns is of_server.duration_ns is None
+    assert (of_client.sent, of_client.received) == (150, 7)
+    assert (of_server.sent, of_server.received) == (7, 150)
+    assert process(of_client) == process(of_server) == this_process()
+
+
+class Small(Tracer):
+    def on_open(self, skeleton: Any) -> None:
+        super().on_open(skeleton)
+        skeleton.maps.connections.max_entries = 4
+
+
+def test_a_full_table_is_reported_and_loses_no_connection() -> None:
+    with watch(Small) as seen, listen() as listener:
+        pairs = [connect(listener) for _ in range(20)]
+        wanted = [ends(end) for both in pairs for end in both]
+        for both in pairs:
+            send(*both, 11)
+            close(*both)
+        events = seen.closed(*wanted)
+        stats = seen.tracer.stats
+    assert [(event.sent, event.received) for event in events] == [(11, 0), (0, 11)] * 20
+    assert sum(event.duration_ns is None for event in events) >= 36
+    assert seen.tracer.untracked >= 36
+    assert seen.tracer.closing_remarks(stats) == [
+        f"{seen.tracer.untracked} times there was no memory to note something of a connection"
+    ]
+
+
+# ---- Filters ----
+
+
+def test_the_least_duration() -> None:
+    with watch(min_duration_ms=500) as seen, listen() as listener:
+        lasting = connect(listener)
+        wanted = [ends(end) for end in lasting]
+        short = connect(listener)
+        port = short[0].getsockname()[1]
+        close(*short)
+        time.sleep(0.5)  # that is how long it must last
+        close(*lasting)
+        seen.closed(*wanted)
+        assert port not in seen.ports()
+
+
+def test_ports_at_either_end() -> None:
+    with listen() as one, listen() as two, listen() as other:
+        ports = [listener.getsockname()[1] for listener in (one, two, other)]
+        with watch(ports=ports[:2]) as seen:
+            close(*connect(other))
+            for listener in (one, two):
+                client, server = connect(listener)
+                wanted = ends(client), ends(server)
+                close(client, server)
+                seen.closed(*wanted)
+            assert ports[2] not in seen.ports()
+            assert seen.tracer.stats.produced == 4
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"ports": [0]}, {"ports": [65536]}, {"ports": ["80"]}, {"min_duration_ms": -1}],
+)
+def test_settings_that_make_no_sense(settings: Any) -> None:
+    with pytest.raises(SettingError):
+        Tracer(**settings)
