@@ -35,6 +35,8 @@ BUILT = build dist $(VENV) *.egg-info examples/*/build examples/*/dist examples/
 	__pycache__ */__pycache__ */*/__pycache__ */*/*/__pycache__
 C_FILES = $(wildcard bpf/*.[ch] pybootstrap/*.c pybootstrap/engine/native/*.[ch] vmlinux/*.h bench/*.[ch] tests/exactness/*.c tests/live/*.c tests/sanitize/*.c examples/*/bpf/*.[ch])
 
+EXAMPLES = $(addprefix ./,$(wildcard examples/*))
+
 # Programs beside the package; each directory is checked by itself.
 SCRIPTS = $(wildcard bench tests/exactness tests/matrix tests/sanitize tests/fuzz tests/soak)
 
@@ -134,7 +136,11 @@ kernel-deps: | deps
 
 test-kernels: build/kernels/wheel kernel-deps ## Run the checks of tests/matrix on Debian's kernels, old and new
 	$(Q)ls dist/*.whl >/dev/null 2>&1 || $(MAKE) wheel
-	$(Q)$(PY) tests/matrix/run.py --wheel dist/*.whl --cache build/kernels $(ARGS)
+	@echo "  WHEEL   examples/*"
+	$(Q)rm -rf build/kernels/examples
+	$(Q)$(PY) -m pip wheel $(QUIET) --no-deps --no-build-isolation -w build/kernels/examples $(EXAMPLES)
+	$(Q)$(PY) tests/matrix/run.py --wheel dist/*.whl \
+		$$(printf -- '--example %s ' build/kernels/examples/*.whl) --cache build/kernels $(ARGS)
 
 lint: all ## Check style and types
 	$(Q)$(PY) -m ruff check $(QUIET)
