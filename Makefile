@@ -33,7 +33,9 @@ export V VMLINUX
 
 BUILT = build dist $(VENV) *.egg-info examples/*/build examples/*/dist examples/*/*.egg-info examples/*/*/*.bpf.o pybootstrap/engine/*.so .hypothesis .*_cache \
 	__pycache__ */__pycache__ */*/__pycache__ */*/*/__pycache__
-C_FILES = $(wildcard bpf/*.[ch] pybootstrap/*.c pybootstrap/engine/native/*.[ch] vmlinux/*.h bench/*.[ch] tests/exactness/*.c tests/live/*.c tests/sanitize/*.c examples/*/bpf/*.[ch])
+# The project that "make new" writes.
+TEMPLATE := pybootstrap/engine/template
+C_FILES = $(wildcard bpf/*.[ch] pybootstrap/*.c pybootstrap/engine/native/*.[ch] $(TEMPLATE)/bpf/*.c vmlinux/*.h bench/*.[ch] tests/exactness/*.c tests/live/*.c tests/sanitize/*.c examples/*/bpf/*.[ch])
 
 EXAMPLES = $(addprefix ./,$(wildcard examples/*))
 
@@ -57,7 +59,7 @@ test -n "$$missing" || exit 0; \
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: all deps test-deps run test test-kernels kernel-deps lint format sanitize fuzz soak bench wheel vmlinux clean help
+.PHONY: all deps test-deps run test test-kernels kernel-deps lint format sanitize fuzz soak bench wheel new vmlinux clean help
 
 all: $(READY) build/bootstrap.1 ## Build into .venv (the default)
 	$(Q)$(PY) setup.py $(QUIET) build_ext --inplace
@@ -152,6 +154,7 @@ lint: all ## Check style and types
 	$(Q)set -e; for example in $(EXAMPLES); do \
 		MYPYPATH=$$example:$$example/tests $(PY) -m mypy --no-error-summary --explicit-package-bases $$example; \
 	done
+	$(Q)MYPYPATH=$(TEMPLATE) $(PY) -m mypy --no-error-summary --explicit-package-bases $(wildcard $(TEMPLATE)/*.py $(TEMPLATE)/*/*.py)
 	$(Q)clang-format --dry-run -Werror $(C_FILES)
 
 format: all ## Format Python and C
@@ -181,6 +184,9 @@ wheel: all ## Make the sdist, and from it the wheel for other machines, in dist/
 		build/wheel/*.whl >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
 	$(Q)mv build/wheel/*.tar.gz dist/
 	@ls -1 dist/*.whl dist/*.tar.gz
+
+new: | deps ## Write the project of a tool of your own: make new NAME=mytool DIR=../mytool
+	@$(PYTHON) -m pybootstrap.engine.new '$(NAME)' '$(or $(DIR),../$(NAME))'
 
 vmlinux: | deps ## Write all types of the running kernel to build/vmlinux/vmlinux.h
 	@echo "  BTF     build/vmlinux/vmlinux.h"

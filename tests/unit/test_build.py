@@ -149,20 +149,6 @@ def tool(tmp_path: Path) -> Tool:
     return Tool(tmp_path / "a tool")
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with pybootstrap as a wheel would install it, but without its extension."""
-    tree = tmp_path_factory.mktemp("pybootstrap")
-    ignore = shutil.ignore_patterns("*.so", "__pycache__")
-    for name in ("bpf", "docs", "pybootstrap", "vmlinux", "LICENSES"):
-        shutil.copytree(ROOT / name, tree / name, ignore=ignore)
-    for name in ("setup.py", "pyproject.toml", "README.md"):
-        shutil.copy2(ROOT / name, tree)
-    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "installed"]
-    subprocess.run(command, cwd=tree, check=True, capture_output=True)
-    return tree / "installed"
-
-
 def test_a_wheel_is_for_any_python_and_holds_the_object(tool: Tool) -> None:
     wheel = tool.pip_wheel()
     assert wheel.name == "count-1-py3-none-any.whl"
