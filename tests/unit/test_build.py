@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import textwrap
 import zipfile
 from pathlib import Path
 
@@ -210,10 +209,10 @@ def test_the_tools_own_vmlinux_is_taken_first(tool: Tool) -> None:
 
 
 def test_a_tool_adds_members_to_types_of_the_shipped_header(tool: Tool, installed: Path) -> None:
-    page = (ROOT / "vmlinux/README.md").read_text()
-    example = re.findall(r"(?:^ {4}.*\n|^\n)+", page, re.MULTILINE)[-1]
+    page = (ROOT / "docs/your-own-tool.md").read_text()
+    (example,) = re.findall(r"^```c\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     assert "task_struct___mine" in example
-    tool.header.write_text(HEADER + textwrap.dedent(example))
+    tool.header.write_text(HEADER + example)
     use = "ctx[0] + ((struct task_struct___mine *)bpf_get_current_task_btf())->prio"
     tool.program.write_text(PROGRAM.replace("ctx[1]", use))
     object_ = objects(tool.wheel(PYTHONPATH=str(installed)))["count/count.bpf.o"]
