@@ -59,7 +59,7 @@ test -n "$$missing" || exit 0; \
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: all deps test-deps run test test-kernels kernel-deps lint format sanitize fuzz soak bench wheel new vmlinux clean help
+.PHONY: all deps test-deps run test test-kernels kernel-deps lint format sanitize fuzz soak bench wheel new new-deps vmlinux clean help
 
 all: $(READY) build/bootstrap.1 ## Build into .venv (the default)
 	$(Q)$(PY) setup.py $(QUIET) build_ext --inplace
@@ -185,7 +185,14 @@ wheel: all ## Make the sdist, and from it the wheel for other machines, in dist/
 	$(Q)mv build/wheel/*.tar.gz dist/
 	@ls -1 dist/*.whl dist/*.tar.gz
 
-new: | deps ## Write the project of a tool of your own: make new NAME=mytool DIR=../mytool
+# A checkout of libbpf serves pybootstrap; a tool is compiled against the headers of the system's.
+new-deps: | deps
+	@missing=; \
+	need() { name=$$1; shift; "$$@" >/dev/null 2>&1 || missing="$$missing $$name"; }; \
+	need libbpf-dev pkg-config 'libbpf >= 1.0'; \
+	$(INSTALL_MISSING)
+
+new: | new-deps ## Write the project of a tool of your own: make new NAME=mytool DIR=../mytool
 	@$(PYTHON) -m pybootstrap.engine.new '$(NAME)' '$(or $(DIR),../$(NAME))'
 
 vmlinux: | deps ## Write all types of the running kernel to build/vmlinux/vmlinux.h
