@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import sys
 import time
 from fcntl import ioctl
 from pathlib import Path
 from socket import AF_INET, AF_INET6, MSG_WAITALL, socket
-from termios import TIOCOUTQ
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 DEADLINE_S = 60.0  # far more than anything takes
 
@@ -60,11 +60,9 @@ def send(sender: socket, receiver: socket, size: int) -> None:
     assert len(receiver.recv(size, MSG_WAITALL)) == size
 
 
-def wait_until_acknowledged(sender: socket) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while ioctl(sender, TIOCOUTQ, bytes(4)) != bytes(4):
-        assert time.monotonic() < end
-        time.sleep(0.001)
+def pending(end: socket, request: int) -> int:
+    """Bytes: FIONREAD, not read yet; TIOCOUTQ, not acknowledged yet."""
+    return int.from_bytes(ioctl(end, request, bytes(4)), sys.byteorder)
 
 
 def close(*in_order: socket) -> None:
@@ -74,3 +72,10 @@ def close(*in_order: socket) -> None:
 
 def this_process() -> tuple[int, str]:
     return os.getpid(), Path("/proc/self/comm").read_text().rstrip("\n")
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.001)

@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from socket import AF_INET, SHUT_WR, SOCK_DGRAM, socket
+from termios import FIONREAD, TIOCOUTQ
 from typing import Any
 
 import pytest
@@ -24,9 +25,10 @@ from connections import (
     ends,
     listen,
     pair,
+    pending,
     send,
     this_process,
-    wait_until_acknowledged,
+    wait_until,
 )
 from tcplife import Closed, Tracer
 
@@ -50,6 +52,7 @@ class Watch:
         self.events: dict[Ends, Closed] = {}
 
     def read(self, timeout: float) -> None:
+        """Takes what is there; waits so many seconds for the first event."""
         for event in self.tracer.read(timeout):
             assert isinstance(event, Closed), event
             assert of(event) not in self.events
@@ -57,10 +60,12 @@ class Watch:
 
     def closed(self, *wanted: Ends) -> list[Closed]:
         """Waits until these are reported."""
-        end = time.monotonic() + DEADLINE_S
-        while not self.events.keys() >= set(wanted):
-            assert time.monotonic() < end, f"{set(wanted) - self.events.keys()} not reported"
+
+        def all_seen() -> bool:
             self.read(0.1)
+            return self.events.keys() >= set(wanted)
+
+        wait_until(all_seen)
         return [self.events[one] for one in wanted]
 
     def ports(self) -> set[int]:
@@ -161,11 +166,31 @@ def test_bytes_that_nobody_read_were_received() -> None:
         wanted = ends(client), ends(server)
         client.sendall(bytes(100))
         server.recv(60)
-        wait_until_acknowledged(client)
+        wait_until(lambda: pending(client, TIOCOUTQ) == 0)
         close(server, client)
         of_client, of_server = seen.closed(*wanted)
     assert (of_client.sent, of_client.received) == (100, 0)
     assert (of_server.sent, of_server.received) == (0, 100)
+
+
+def test_bytes_and_a_fin_that_were_not_acknowledged() -> None:
+    """The receiver's buffer is full, so they wait until it resets the connection."""
+    with watch() as seen:
+        client, server = pair()
+        wanted = ends(client), ends(server)
+        client.setblocking(False)
+        written = 0
+        with suppress(BlockingIOError):
+            while True:
+                written += client.send(bytes(65536))
+        wait_until(lambda: written - pending(client, TIOCOUTQ) == pending(server, FIONREAD))
+        arrived = pending(server, FIONREAD)
+        client.shutdown(SHUT_WR)
+        close(server, client)
+        of_client, of_server = seen.closed(*wanted)
+    assert (of_client.sent, of_client.received) == (arrived, 0)
+    assert (of_server.sent, of_server.received) == (0, arrived)
+    assert 0 < arrived < written
 
 
 def many_at_once() -> list[tuple[Ends, int, int]]:

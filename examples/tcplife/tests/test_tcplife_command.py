@@ -8,14 +8,23 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import tcplife
-from connections import DEADLINE_S, close, connect, ends, listen, send, this_process
+from connections import (
+    DEADLINE_S,
+    Ends,
+    close,
+    connect,
+    ends,
+    listen,
+    send,
+    this_process,
+    wait_until,
+)
 
 PROJECT = Path(tcplife.__file__).parents[1]
 
@@ -57,25 +66,33 @@ def test_lines_of_text() -> None:
     assert (it.returncode, rest, errors) == (0, "", "")
 
 
+def is_attached(pid: int) -> bool:
+    """Whether the process has a link open, which is what attaches a program."""
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if "link_id" in info.read_text():
+                return True
+    return False
+
+
 def test_lines_of_json() -> None:
     with listen() as listener:
         port = listener.getsockname()[1]
-        with command("--json", "-n", "2", "--port", str(port), "--port", "1") as it:
-            end = time.monotonic() + DEADLINE_S
-            while it.poll() is None:
-                assert time.monotonic() < end
-                close(*connect(listener))
-                time.sleep(0.02)  # between two connections, until it traces
-            out, errors = it.communicate()
-    objects = [json.loads(line) for line in out.splitlines()]
-    assert (len(objects), it.returncode, errors) == (2, 0, "")
-    for one in objects:
-        assert port in (one["local_port"], one["remote_port"])
-        assert one["event"] == "closed"
-        assert (one["pid"], one["comm"]) == this_process()
-        assert {one["local_address"], one["remote_address"]} == {"127.0.0.1", "127.0.0.2"}
-        assert (one["sent"], one["received"]) == (0, 0)
+        with command("--json", "-n", "2", "--port", "1", "--port", str(port)) as it:
+            wait_until(lambda: is_attached(it.pid))
+            client, server = connect(listener)
+            wanted = ends(client), ends(server)
+            send(client, server, 5)
+            close(client, server)
+            out, errors = it.communicate(timeout=DEADLINE_S)
+    assert (it.returncode, errors) == (0, "")
+    found = {}
+    for line in out.splitlines():
+        one = json.loads(line)
+        assert (one["event"], one["pid"], one["comm"]) == ("closed", *this_process())
         assert one["duration_ns"] > 0
+        found[tuple(one[name] for name in Ends._fields)] = one["sent"], one["received"]
+    assert found == {wanted[0]: (5, 0), wanted[1]: (0, 5)}
 
 
 def test_options_that_make_no_sense() -> None:
