@@ -59,7 +59,12 @@ class Decoder:
             try:
                 make, unpack, head_size, least_size = kinds[batch[start + kind_at]]
                 size, now_ns, lost_before, first, second = unpack(batch, start)
-            except (struct.error, IndexError, KeyError):
+            except KeyError as kind:
+                raise RecordError(
+                    f"record of kind {kind} at byte {start} of {end}, but there is no "
+                    f"RECORD({kind}, ...) in the BPF source"
+                ) from None
+            except (struct.error, IndexError):
                 raise RecordError(f"no record at byte {start} of a batch of {end}") from None
             if size != head_size + first + second or start + size > end or size < least_size:
                 raise RecordError(f"record at byte {start} of {end} says it has {size} bytes")
