@@ -41,13 +41,13 @@ def _find_section(elf: bytes, name: str) -> bytes | None:
         raise ObjectError("not an object file: it does not begin as ELF files do")
     if len(elf) < _ELF_HEADER.size:
         raise ObjectError(f"the object file is truncated: it has {len(elf)} bytes")
-    order = _ORDERS.get(elf[5], "unknown")
+    _, bits, data, kind, machine, table, entry, count, names = _ELF_HEADER.unpack_from(elf)
+    order = _ORDERS.get(data, "unknown")
     if order != sys.byteorder:
         raise ObjectError(
             f"the object file is for {order}-endian machines, but this one is "
             f"{sys.byteorder}-endian: compile it here, with clang -target bpf"
         )
-    _, bits, _, kind, machine, table, entry, count, names = _ELF_HEADER.unpack_from(elf)
     if (bits, kind, machine) != (2, _RELOCATABLE, _EM_BPF):
         raise ObjectError("this ELF file is not a BPF object: compile it with clang -target bpf -c")
     end = table + count * _SECTION_HEADER.size
@@ -56,7 +56,7 @@ def _find_section(elf: bytes, name: str) -> bytes | None:
     headers = list(_SECTION_HEADER.iter_unpack(elf[table:end]))
     strings, wanted = headers[names][2], name.encode() + b"\0"
     for at, kind, start, size in headers:
-        if elf.startswith(wanted, strings + at):
+        if elf[strings + at : strings + at + len(wanted)] == wanted:
             end = start if kind == _NOBITS else start + size
             if end > len(elf):
                 raise ObjectError(f"the object file is truncated: section {name} is not complete")

@@ -45,11 +45,10 @@ __all__ = ["Map", "Names", "Program", "Skeleton", "Variables", "types_of"]
 _MAX_NS = 2**63 - 1
 
 
-def linked_object() -> bytes:
-    """The object file that is linked into the extension."""
+def linked_object() -> Any:
+    """The object file that is linked into the extension, as a buffer: slices of it are bytes."""
     size = ffi.new("unsigned long long *")
-    elf = lib.shim_linked_object(size)
-    return bytes(ffi.buffer(elf, size[0]))
+    return ffi.buffer(lib.shim_linked_object(size), size[0])
 
 
 @lru_cache(maxsize=8)
