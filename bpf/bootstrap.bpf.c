@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 /*
- * Two programs: handle_exec sees every successful execve, handle_exit every end of a process. The
- * others are the same for kernels that need it otherwise: handle_exec_old, handle_exit_old,
- * exec_again, exit_again.
+ * Two programs: handle_exec sees every successful execve, handle_exit the end of every process. The
+ * others are variants for other kernels: handle_exec_old and handle_exit_old before 5.17 or without
+ * JIT, exec_again and exit_again from 7.0 on.
  *
- * All are attached to BTF-enabled raw tracepoints, so their arguments are typed kernel pointers
- * that can be followed like any C pointer; the verifier makes a read of a bad one yield 0.
+ * All attach to BTF-enabled raw tracepoints, so their arguments are typed kernel pointers that can
+ * be followed like any C pointer; a read through a bad pointer yields 0.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_core_read.h>
@@ -24,7 +24,7 @@ RECORD(2, exit_record);
 const enum record_flags *unused_flags __attribute__((unused));
 const enum not_known *unused_not_known __attribute__((unused));
 
-/* Settings, written before load. What is off is removed by the verifier and costs nothing. */
+/* Settings, written before load. The verifier removes code that is switched off. */
 const volatile unsigned long long min_duration_ns = 0; /* send only exits of at least this age */
 const volatile bool capture_args = false; /* arguments on exec; file name and arguments on exit */
 const volatile struct filters filters = {}; /* which processes to report */
@@ -32,13 +32,13 @@ const volatile struct filters filters = {}; /* which processes to report */
 /*
  * From Linux 7.0 on a task can be preempted in the middle of a program. Two things follow:
  *
- * - Until the task goes on, the kernel skips that program for all other tasks on that CPU.
- * - A reserved record holds up all records behind it until it is submitted, and a preempted task can
- *   wait as long as others want the CPU.
+ * - Until the task continues, the kernel skips that program for all other tasks on that CPU.
+ * - A reserved record holds up all records behind it until it is submitted, and a preempted task
+ *   may wait as long as others want the CPU.
  *
- * So preemption is disabled from start to end, as it always was before. A few instructions remain at
- * either end, so each program is attached twice: if the kernel skips one, the other still runs,
- * unless it was preempted too.
+ * So the programs disable preemption from start to end, as the kernel did before. A few
+ * instructions remain uncovered at either end, so each program is attached twice: if the kernel
+ * skips one, the other still runs, unless it was preempted too.
  */
 const volatile bool preemptible = false;
 extern void bpf_preempt_disable(void) __ksym __weak;
@@ -53,9 +53,9 @@ static __always_inline void begin(void)
 }
 
 /*
- * bpf_preempt_enable() alone would be a preemption point inside the program, and take the very
- * preemption that was put off. With interrupts disabled it is none, nor is their restoration: the
- * task gives way once the program has ended.
+ * bpf_preempt_enable() alone would be a preemption point inside the program, and cause the very
+ * preemption that was put off. It is not one while interrupts are disabled, and neither is
+ * restoring them: the task is preempted once the program has ended.
  */
 static __always_inline void end(void)
 {
@@ -71,39 +71,39 @@ static __always_inline void end(void)
 /* Counters for user space. */
 unsigned long long untracked = 0; /* execs that found no room in the process table */
 unsigned long long truncated = 0; /* records whose file name or arguments were cut or lost */
-unsigned long long unclaimed = 0; /* times an event was left out, for its claim failed */
+unsigned long long unclaimed = 0; /* events not reported because the claim failed */
 
 /* ---- The process table ---- */
 
 /*
  * What each running process last executed, by tgid.
  *
- * exec_start is an array. A process has the slot at its tgid modulo the number of slots if that was
- * free at its exec; the few that find it taken are in the hash map exec_start_more. A slot costs one
- * cache line, which a process started just before has touched already, and no lock. An update of a
- * hash map, its bucket and entry and code no longer in the caches, was the largest part of
- * handle_exec.
+ * exec_start is an array. A process gets the slot at its tgid modulo the number of slots if that is
+ * free at its exec; the few processes that find it taken are in the hash map exec_start_more. A
+ * slot costs no lock and one cache line, which a process that started just before has already
+ * touched. Updating a hash map, with its bucket, entry and code no longer cached, was the largest
+ * part of handle_exec.
  *
  * - Only a compare-and-swap from 0 takes a slot, and only its owner's exit sets it back to 0, so no
  *   two processes can have the same one.
  * - A process is in one of the two maps, because it looks for itself in both before it is added.
- * - slot->others counts the processes of that slot in exec_start_more. While it is 0 nobody needs to
- *   look there; a process that is there has counted itself.
+ * - slot->others counts the processes of that slot in exec_start_more. While it is 0, nobody needs
+ *   to look there: a process that is there has counted itself.
  *
- * A tgid can be used again while a stale entry is here (the exit was skipped): then the exec in it
- * is older than the process.
+ * If the kernel skipped an exit, its entry remains, and a new process can get the same tgid. The
+ * exec in the entry is then older than the process.
  */
 struct slot {
 	u32 pid; /* the tgid of its owner, or 0 */
 	u32 others;
-	u64 last_exec; /* of its owner: what last_exec() makes */
+	u64 last_exec; /* the owner's result of last_exec() */
 };
 
 const volatile unsigned int slots = 1; /* entries of exec_start and exec_text; a power of two */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1); /* set from user space, as that of every map without a comment */
+	__uint(max_entries, 1); /* set from user space; so is every 1 below */
 	__type(key, u32);
 	__type(value, struct slot);
 } exec_start SEC(".maps");
@@ -112,13 +112,13 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);
 	__type(key, u32);
-	__type(value, u64); /* as slot.last_exec */
+	__type(value, u64); /* like slot.last_exec */
 } exec_start_more SEC(".maps");
 
 /* Where the text of a running process is kept. */
 enum text_map { TEXT_NOWHERE, TEXT_IN_SLOT, TEXT_SHORT, TEXT_LONG, TEXT_MAPS = 4 };
 
-/* When a process last executed something (CLOCK_BOOTTIME) and where its text is, in one number. */
+/* Packs the time of a process's last exec (CLOCK_BOOTTIME) and the place of its text. */
 static __always_inline u64 last_exec(u64 now, enum text_map text_map)
 {
 	return now * TEXT_MAPS + text_map;
@@ -139,8 +139,9 @@ static __always_inline u64 *find_last_exec(struct slot *slot, u32 pid)
 }
 
 /*
- * NULL when the table is full. A new slot still has what its last owner left, which names no entry of
- * this process. Kernels before 5.12 lack the compare-and-swap (old).
+ * Returns NULL if the table is full. A new slot still holds its last owner's value, whose place of
+ * the text never refers to an entry of this process. Kernels before 5.12 (old) lack the
+ * compare-and-swap.
  */
 static __always_inline u64 *add_last_exec(struct slot *slot, u32 pid, bool old)
 {
@@ -159,21 +160,21 @@ static __always_inline u64 *add_last_exec(struct slot *slot, u32 pid, bool old)
 /* ---- File names and arguments ---- */
 
 /*
- * The text of running processes, for their exit records, is kept where it fits: in exec_text if the
- * process has a slot, else in a hash map whose entries are allocated when needed. Nobody knows how
- * many long ones there will be.
+ * The text of a running process is kept for its exit record: a short one in exec_text if the
+ * process has a slot, any other in a hash map. Entries of the hash maps are allocated when needed,
+ * because nobody knows how many there will be.
  */
-enum { SHORT_TEXT = 432 }; /* with all that the kernel adds to a hash map's entry 512 bytes */
+enum { SHORT_TEXT = 432 }; /* a hash map's entry takes 512 bytes, with what the kernel adds */
 
 struct short_text {
 	struct text size;
-	u32 flags; /* as header.flags */
+	u32 flags; /* enum record_flags */
 	u32 unused;
 	char bytes[SHORT_TEXT];
 };
 
 struct long_text {
-	struct text size; /* from here on as in struct short_text */
+	struct text size; /* up to bytes the same as struct short_text */
 	u32 flags;
 	u32 unused;
 	char bytes[TEXT_SIZE];
@@ -203,9 +204,9 @@ struct {
 } exec_text_long SEC(".maps");
 
 /*
- * Where an exec's text is captured: once, and copied from there to a map and to the ring. Each
- * program has its own, because the kernel does not run one twice at a time on a CPU, but may run
- * exec_again while handle_exec is preempted.
+ * The text of an exec is captured here once, and copied to a map and to the ring. Each program has
+ * an entry of its own: the kernel does not run the same program twice at a time on a CPU, but it
+ * may run exec_again while handle_exec is preempted.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -215,8 +216,8 @@ struct {
 } captured SEC(".maps");
 
 /*
- * A value that is known to be in bounds already. Clang knows it too and drops the comparison; the
- * verifier, which has lost track by then, needs to see it.
+ * For a value that is in bounds already. Clang would drop the comparison because it knows that, but
+ * the verifier has lost track of the bound and needs to see it.
  */
 static __always_inline u32 at_most(u32 value, u32 limit)
 {
@@ -285,7 +286,7 @@ static __always_inline enum text_map keep_text(struct slot *slot, u32 pid, struc
 	return TEXT_IN_SLOT;
 }
 
-/* Both structs start alike, so the text of either can be read through the result. */
+/* Both structs start alike, so the result is valid for either. */
 static __always_inline struct short_text *find_text(u32 pid, u32 text_map)
 {
 	u32 i = pid & (slots - 1);
@@ -343,7 +344,7 @@ static __always_inline bool any_cgroup(void)
 	return false;
 }
 
-/* The counts are constants to the verifier: a filter without values leaves no instruction. */
+/* The verifier knows the counts as constants, and removes the code of a filter without values. */
 static __always_inline bool is_wanted(const struct process *p)
 {
 	if (filters.pids && !any_number(filters.pid, filters.pids, p->pid))
@@ -360,8 +361,8 @@ static __always_inline bool is_wanted(const struct process *p)
 /* ---- Claims ---- */
 
 /*
- * Several programs, or the same one for several threads, may come upon the same event: the first to
- * put it into this map reports it.
+ * Several programs, or one program in several threads, may see the same event: the first to put a
+ * claim into this map reports it.
  */
 struct claim {
 	u64 start_boottime_ns;
@@ -371,7 +372,7 @@ struct claim {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1); /* an entry matters until all who may claim came by */
+	__uint(max_entries, 1); /* an entry must stay until everybody who may claim it has tried */
 	__type(key, struct claim);
 	__type(value, u32);
 } claims SEC(".maps");
@@ -379,17 +380,17 @@ struct {
 static __noinline bool is_first(struct claim *claim)
 {
 	u32 one = 1;
-	/* Before Linux 6.4 the upper half of the result says nothing. */
+	/* An int, because before Linux 6.4 the upper half of the result is undefined. */
 	int err = bpf_map_update_elem(&claims, claim, &one, BPF_NOEXIST);
 
-	if (err && err != -EEXIST) /* the kernel cannot say: no memory, or it uses the map itself */
+	if (err && err != -EEXIST) /* not known: the map has no memory, or its lock is busy */
 		__sync_fetch_and_add(&unclaimed, 1);
 	return !err;
 }
 
 /* ---- Records ---- */
 
-/* The size of a reservation must be a constant: one of a few, so that a small event is small. */
+/* The size of a reservation must be a constant; several of them keep small events small. */
 static __always_inline void *reserve(u32 head_size, u32 text_size, u32 *room)
 {
 	if (!text_size)
@@ -415,7 +416,7 @@ static __always_inline void submit(struct record_header *r, u32 head_size, struc
 	ring_submit(r, head_size + size.filename_size + size.args_size, kind, flags, now);
 }
 
-/* pid.numbers[] is as long as pid namespaces are deep; its last entry is what the process sees. */
+/* pid.numbers[] has an entry for each level of pid namespaces; the process sees the last one. */
 static __always_inline u32 pid_in_own_namespace(struct signal_struct *signal, u32 root_pid)
 {
 	u32 level = signal->pids[PIDTYPE_TGID]->level;
@@ -424,7 +425,7 @@ static __always_inline u32 pid_in_own_namespace(struct signal_struct *signal, u3
 
 	if (level == 0)
 		return nr;
-	/* A typed pointer takes no variable offset; read as a plain number, it does. */
+	/* The verifier allows no variable offset on a typed pointer, but it does on one read so. */
 	bpf_probe_read_kernel(&pid, sizeof(pid), &signal->pids[PIDTYPE_TGID]);
 	bpf_probe_read_kernel(&nr, sizeof(nr),
 			      (void *)&pid->numbers[0].nr +
@@ -433,10 +434,11 @@ static __always_inline u32 pid_in_own_namespace(struct signal_struct *signal, u3
 }
 
 /*
- * All of it is the leader's, which stands for the process: threads can differ, and come and go.
+ * All values are the leader's, which stands for the process because threads can differ, and come
+ * and go.
  *
- * Each pointer is loaded once, here and below. At each load of a pointer the verifier searches all
- * of the kernel's BTF by name (Linux 6.18), which is most of the time that loading takes.
+ * Each pointer is loaded once, here and below: at each such load the verifier searches all of the
+ * kernel's BTF by name (Linux 6.18), which makes up most of the verifier's time.
  */
 static __always_inline void find_process(struct process *p, struct task_struct *leader,
 					 struct signal_struct *signal)
@@ -459,7 +461,7 @@ static __always_inline void find_process(struct process *p, struct task_struct *
 
 /* ---- Exec ---- */
 
-/* Notes what the process executes, for its exit. */
+/* Notes an exec, for the exit record. */
 static __always_inline void note_exec(u32 pid, u64 now, struct long_text *text, bool old)
 {
 	enum text_map text_map = TEXT_NOWHERE;
@@ -482,8 +484,8 @@ static __always_inline void note_exec(u32 pid, u64 now, struct long_text *text, 
 }
 
 /*
- * Not inlined, so that the verifier need not follow each of its ends through all that comes after
- * it; and two functions, because an old verifier must not even see the compare-and-swap.
+ * Not inlined, so that the verifier need not follow each return path through all the code after the
+ * call; and two functions, because an old verifier must not even see the compare-and-swap.
  */
 static __noinline void remember(u32 pid, u64 now, struct long_text *text)
 {
@@ -509,10 +511,10 @@ static __always_inline void send_exec(struct process *p, struct long_text *text,
 	submit(&e->header, sizeof(*e), e->text, KIND_exec_record, text->flags, now);
 }
 
-/* buffer: which entry of captured is this program's. */
+/* buffer: the program's entry of captured. */
 static __always_inline void on_exec(u64 *ctx, u32 buffer, bool old)
 {
-	struct task_struct *task = (void *)ctx[0]; /* the one thread that is left: the leader */
+	struct task_struct *task = (void *)ctx[0]; /* the only thread left, now the leader */
 	struct linux_binprm *bprm = (void *)ctx[2];
 	u64 now = bpf_ktime_get_boot_ns();
 	bool wanted = !min_duration_ns && !filters.failed;
@@ -552,22 +554,22 @@ int handle_exec(u64 *ctx)
 /* ---- Exit ---- */
 
 /*
- * Moves on whenever a thread is taken off the list of threads. It comes first in seqlock_t, however
- * deep it is nested: that differs from kernel to kernel.
+ * Changes whenever a thread is taken off the list of threads. The sequence is at offset 0 of
+ * seqlock_t on every kernel, although it is nested more or less deeply.
  */
 static __always_inline u32 stats_sequence(struct signal_struct *signal)
 {
 	u32 *sequence = (u32 *)&signal->stats_lock;
 
-	barrier_var(sequence); /* else libbpf takes this for a load of the whole seqlock_t */
+	barrier_var(sequence); /* or CO-RE would relocate a load of the whole seqlock_t */
 	return *sequence;
 }
 
 /*
  * One process, one exit. From Linux 6.16 on the tracepoint tells which thread was the last to end
- * (group_dead). Before, all that is known is that no thread is alive any more, and several threads
- * that end at once can find that: the first of them speaks. Others may come by after it, even when
- * they are the only ones left on the list of threads by then.
+ * (group_dead). Before that, it is only known that no thread is alive any more, and several threads
+ * that end at once can find that: the first of them to claim the exit reports it. Others may run
+ * this after it, even if they are by then the only ones left on the list of threads.
  */
 static __always_inline bool is_last_thread(u64 *ctx, struct task_struct *leader,
 					   struct signal_struct *signal)
@@ -581,24 +583,24 @@ static __always_inline bool is_last_thread(u64 *ctx, struct task_struct *leader,
 	if (signal->live.counter)
 		return false;
 	/*
-	 * Without exit_group(2) the status is the leader's (before Linux 5.19). That is set once it
-	 * has no memory any more, and then it still has to come by here.
+	 * Without exit_group(2) the status is the leader's (before Linux 5.19), which is set before
+	 * the leader releases its mm. If it has not, its own exit tracepoint is still to come.
 	 */
 	if (!(signal->flags & SIGNAL_GROUP_EXIT) && leader->mm)
 		return false;
-	/* Its only thread ever: each that left the list of threads moved the sequence on. */
+	/* The process never had another thread: one taken off the list changes the sequence. */
 	if (signal->nr_threads == 1 && !stats_sequence(signal))
 		return true;
 	return is_first(&claim);
 }
 
-/* What wait4(2) will say, as the kernel finds it in wait_task_zombie(). */
+/* The status that wait4(2) will return, as the kernel finds it in wait_task_zombie(). */
 static __always_inline u32 wait_status(struct task_struct *leader, struct signal_struct *signal)
 {
 	return signal->flags & SIGNAL_GROUP_EXIT ? signal->group_exit_code : leader->exit_code;
 }
 
-/* CONFIG_TASK_IO_ACCOUNTING */
+/* Whether the kernel has CONFIG_TASK_IO_ACCOUNTING. */
 static __always_inline bool counts_io(void)
 {
 	return bpf_core_field_exists(((struct task_io_accounting *)0)->read_bytes);
@@ -620,7 +622,7 @@ static __always_inline bool counts_io(void)
 		}                                                       \
 	} while (0)
 
-/* What the threads used that are gone for good. */
+/* Sets what the threads used that have been taken off the list. */
 static __always_inline void use_of_gone_threads(struct usage *u, struct signal_struct *signal)
 {
 	u->utime_ns = signal->utime;
@@ -629,7 +631,7 @@ static __always_inline void use_of_gone_threads(struct usage *u, struct signal_s
 	u->max_rss_pages = signal->maxrss;
 	u->minor_faults = signal->min_flt;
 	u->major_faults = signal->maj_flt;
-	/* Not signal->ioac: to that are added the children that were waited for. */
+	/* Not signal->ioac, which includes the children that were waited for. */
 	u->read_bytes = signal->inblock << 9;
 	u->write_bytes = signal->oublock << 9;
 	u->voluntary_switches = signal->nvcsw;
@@ -637,9 +639,9 @@ static __always_inline void use_of_gone_threads(struct usage *u, struct signal_s
 }
 
 /*
- * Other threads are still there: ended, but not yet taken off the list of threads. Each that is
- * taken off meanwhile moves its share to signal_struct, which stats_lock tells: then start again.
- * The list is RCU-protected, and so is this program.
+ * The other threads have ended, but are not yet taken off the list of threads. One that is taken
+ * off during the walk moves its share to signal_struct and changes the sequence of stats_lock: then
+ * the walk starts again. The list is protected by RCU, and this program runs under RCU.
  */
 struct walk {
 	struct usage usage;
@@ -647,10 +649,10 @@ struct walk {
 	struct list_head *head;
 	struct list_head *node;
 	u32 sequence;
-	u32 flags; /* USAGE_PARTIAL until the end of the list was reached undisturbed */
+	u32 flags; /* USAGE_PARTIAL until a walk has reached the end undisturbed */
 };
 
-#define MAX_WALK 1024 /* steps, in all attempts */
+#define MAX_WALK 1024 /* steps, over all attempts */
 #define MAX_WALK_OLD 128 /* an old verifier follows each step */
 
 static __always_inline void start_walk(struct walk *w)
@@ -717,8 +719,8 @@ static __always_inline u32 add_up_usage(struct usage *u, struct task_struct *lea
 }
 
 /*
- * What last_exec() made for this process, or 0. This and forget() are not static, so the verifier
- * looks at them once, and takes the result for any number.
+ * Returns the process's result of last_exec(), or 0. This and forget() are not static, so that the
+ * verifier checks them once and assumes any number as the result.
  */
 __noinline u64 recall(u32 pid)
 {
@@ -728,7 +730,7 @@ __noinline u64 recall(u32 pid)
 	return last ? *last : 0;
 }
 
-/* The last step, because from here on the slot and its text can be another's. */
+/* The last step, because afterwards another process can take the slot and its text. */
 __noinline int forget(u32 pid, u32 text_map)
 {
 	struct slot *slot = slot_of(pid);
@@ -755,7 +757,7 @@ static __always_inline void report_exit(struct task_struct *leader, struct signa
 	struct usage usage;
 	struct process p;
 
-	/* Without a branch: the verifier would follow all of the rest once for each value. */
+	/* No branch, because the verifier would follow all the rest once for each value. */
 	flags = ((start - 1 - exec) >> 63) * DURATION_SINCE_EXEC;
 	if (min_duration_ns && duration_ns < min_duration_ns)
 		return;
@@ -816,7 +818,7 @@ int handle_exit(u64 *ctx)
 	return 0;
 }
 
-/* These two are the same again: see preemptible. */
+/* The same two programs again: see preemptible. */
 SEC("tp_btf/sched_process_exec")
 int exec_again(u64 *ctx)
 {
@@ -836,8 +838,8 @@ int exit_again(u64 *ctx)
 }
 
 /*
- * For kernels before 5.17, which lack bpf_loop(), and before 5.12 the compare-and-swap; user space
- * loads these two or the first two.
+ * For kernels before 5.17, which lack bpf_loop(), and before 5.12 also the compare-and-swap. User
+ * space loads either these two or the first two.
  */
 SEC("tp_btf/sched_process_exec")
 int handle_exec_old(u64 *ctx)

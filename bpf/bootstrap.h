@@ -2,10 +2,9 @@
 /*
  * The records that the BPF programs write and user space reads, and their limits.
  *
- * With ring.h this is the only place where they are written down: the BPF programs include it, and
- * Python finds offsets, sizes and constants in the BTF of the compiled object. Each field is at its
- * natural alignment, with no padding left to the compiler: every byte of a record has a name, and the
- * BPF programs write every one.
+ * With ring.h this is the only definition: the BPF programs include it, and Python finds offsets,
+ * sizes and constants in the BTF of the compiled object. Each field is naturally aligned and the
+ * compiler adds no padding, so every byte of a record has a name, and the BPF programs write each.
  */
 #ifndef BOOTSTRAP_H
 #define BOOTSTRAP_H
@@ -29,10 +28,10 @@ enum record_flags {
 	USAGE_PARTIAL = 16, /* exit: threads came and went while usage was added up */
 };
 
-/* What a kernel does not keep that was configured without it; as 64 bits. */
+/* A 64-bit value that the running kernel was configured without. */
 enum not_known { NOT_KNOWN = -1 };
 
-/* The process an event is about. Ids are those of the root namespaces, unless said otherwise. */
+/* The process that an event is about. Ids are in the root namespaces unless noted. */
 struct process {
 	unsigned long long start_boottime_ns; /* task_struct.start_boottime of the group leader */
 	unsigned long long cgroup_id; /* v2: bpf_get_current_cgroup_id(); or NOT_KNOWN */
@@ -41,29 +40,29 @@ struct process {
 	unsigned int uid; /* real user id */
 	unsigned int gid; /* real group id */
 	unsigned int sid; /* session id */
-	unsigned int ns_pid; /* the pid in the process's own pid namespace */
+	unsigned int ns_pid; /* the tgid in the process's own pid namespace */
 	char comm[COMM_SIZE]; /* the leader's task_struct.comm, NUL-padded */
 };
 
-/* File name and arguments end each record: filename_size bytes, then args_size bytes. */
+/* Each record ends with filename_size bytes of file name, then args_size bytes of arguments. */
 struct text {
 	unsigned int filename_size; /* with its NUL; 0: not known */
-	unsigned int args_size; /* as in memory from mm->arg_start: each argument and its NUL */
+	unsigned int args_size; /* as in memory from mm->arg_start: each argument with its NUL */
 };
 
 /*
- * What a process used: all its threads since its creation, none of its children. Added up from
- * signal_struct, which holds the threads that are gone, and the task_structs of those still there.
+ * What all threads of a process used since its creation, without its children: the sum of
+ * signal_struct, which counts threads that are gone, and the task_structs of those still there.
  */
 struct usage {
-	unsigned long long utime_ns; /* user time as the scheduler tick samples it */
+	unsigned long long utime_ns; /* user time, as sampled by the scheduler tick */
 	unsigned long long stime_ns; /* system time, likewise */
-	unsigned long long runtime_ns; /* time on a CPU as the scheduler measures it */
+	unsigned long long runtime_ns; /* time on a CPU, as measured by the scheduler */
 	unsigned long long max_rss_pages; /* signal->maxrss */
 	unsigned long long minor_faults;
 	unsigned long long major_faults;
-	unsigned long long read_bytes; /* from storage: task_io_accounting; NOT_KNOWN */
-	unsigned long long write_bytes; /* to storage */
+	unsigned long long read_bytes; /* from storage: task_io_accounting; or NOT_KNOWN */
+	unsigned long long write_bytes; /* to storage, likewise */
 	unsigned long long voluntary_switches;
 	unsigned long long involuntary_switches;
 };
@@ -78,7 +77,7 @@ struct exec_record {
 struct exit_record {
 	struct record_header header;
 	struct process process;
-	struct text text; /* of the last exec, when that was seen */
+	struct text text; /* of the last exec, if one was seen */
 	unsigned long long duration_ns;
 	struct usage usage;
 	unsigned int status; /* as wait4(2) returns it */
@@ -89,11 +88,11 @@ struct exit_record {
 /* ---- Settings ---- */
 
 /*
- * Which processes to report: those that match one value of every filter that has any. Cgroups are
- * kept in the map of that name, for only the kernel can tell what is below one.
+ * Which processes to report: those that match one value of every filter that has values. Cgroups
+ * are in the map of that name, because only the kernel can tell what is below one.
  */
 struct filters {
-	unsigned int pids; /* how many values there are */
+	unsigned int pids; /* the number of values in pid[]; the next ones likewise */
 	unsigned int ppids;
 	unsigned int uids;
 	unsigned int comms;
