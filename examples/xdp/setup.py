@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Compiles the BPF program into the package; all else is in pyproject.toml."""
+"""Compiles the BPF program; everything else is in pyproject.toml."""
 
 from setuptools import setup
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause */
-/* The kernel's sockets, which vmlinux.h lacks; of each type only what tcplife reads. */
+/* The kernel's socket types, which vmlinux.h lacks: only the members that tcplife reads. */
 #pragma once
 
-/* Kernel ABI: linux/bpf.h has the same numbers as BPF_TCP_... */
+/* ABI: linux/bpf.h has the same numbers as BPF_TCP_... */
 enum { TCP_ESTABLISHED = 1, TCP_SYN_SENT, TCP_SYN_RECV, TCP_CLOSE = 7, TCP_CLOSE_WAIT };
 enum { TCP_LISTEN = 10 };
 
@@ -17,7 +17,7 @@ struct sock_common {
 	unsigned long skc_flags;
 	struct {
 		u8 bytes[16];
-	} skc_v6_rcv_saddr, skc_v6_daddr; /* TCP over IPv4 has its addresses here too: mapped */
+	} skc_v6_rcv_saddr, skc_v6_daddr; /* IPv4 addresses are here too, mapped to IPv6 */
 };
 
 struct sock {
@@ -27,15 +27,15 @@ struct sock {
 };
 
 struct inet_sock {
-	__be16 inet_sport; /* skc_num is 0 once the port is given back */
+	__be16 inet_sport; /* not skc_num, which is 0 once the port is released */
 };
 
 struct tcp_sock {
 	u32 snd_una;
 	u32 write_seq;
-	u64 bytes_acked; /* SYN and FIN count as bytes, as they do in sequence numbers */
-	u64 bytes_received; /* likewise, the FIN */
-	u64 bytes_sent; /* data only; what was sent again is in it, and in the next one */
+	u64 bytes_acked; /* includes SYN and FIN as a byte each, as sequence numbers do */
+	u64 bytes_received; /* includes the FIN, likewise */
+	u64 bytes_sent; /* data only, including bytes_retrans */
 	u64 bytes_retrans;
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-/* Reports each TCP connection when its socket ends. */
+/* Reports each TCP connection when its socket is closed. */
 #include "vmlinux.h"
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
@@ -9,11 +9,11 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* What is noted of a connection while it is open. */
+/* What is known about an open connection. */
 struct connection {
 	u64 start_ns; /* CLOCK_BOOTTIME; 0: not known, it was open before this program ran */
 	u32 pid; /* 0: not known yet */
-	u32 syns; /* in bytes_acked: 1 if this end connected */
+	u32 syns; /* the number in bytes_acked: 1 if this end connected */
 	char comm[16];
 };
 
@@ -34,11 +34,11 @@ RECORD(1, closed);
 
 /* Settings. */
 const volatile unsigned long long min_duration_ns = 0;
-unsigned char unwanted[1 << 16] = {}; /* by port in network byte order: 1 is not to be reported */
+unsigned char unwanted[1 << 16] = {}; /* by port in network byte order; 1: do not report */
 
-unsigned long long untracked = 0; /* how often something could not be noted */
+unsigned long long untracked = 0; /* failed updates of connections */
 
-/* By the socket's address, which no other socket gets before this one is in TCP_CLOSE. */
+/* The key is the socket's address, which no other socket gets before this one is in TCP_CLOSE. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1 << 20);
@@ -47,7 +47,7 @@ struct {
 	__type(value, struct connection);
 } connections SEC(".maps");
 
-/* state is the last one before TCP_CLOSE. */
+/* state: the last one before TCP_CLOSE. */
 static __always_inline void report(struct connection *c, struct tcp_sock *tcp, int state)
 {
 	struct sock_common *common = (void *)tcp;
@@ -66,10 +66,10 @@ static __always_inline void report(struct connection *c, struct tcp_sock *tcp, i
 	e->duration_ns = duration_ns;
 	e->received = tcp->bytes_received - fins;
 	e->sent = tcp->bytes_acked - c->syns;
-	/* In all states but these two our FIN is the last that was sent. */
+	/* In all other states our FIN was sent last, and counts once it is acknowledged. */
 	if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT && tcp->snd_una == tcp->write_seq)
 		e->sent--;
-	/* Was it this end that connected, before this program ran? */
+	/* An excess byte shows that this end connected, before this program ran: its SYN. */
 	if (!c->start_ns && e->sent > tcp->bytes_sent - tcp->bytes_retrans)
 		e->sent--;
 	BPF_CORE_READ_INTO(&e->local_address, common, skc_v6_rcv_saddr);
@@ -80,9 +80,9 @@ static __always_inline void report(struct connection *c, struct tcp_sock *tcp, i
 }
 
 /*
- * Whoever changes the state of a socket has it locked, so its changes come one by one. That can be
- * the network's soft interrupt, and then the current process is any that was interrupted. But if a
- * process has locked it, that is the current one, and the socket is its own.
+ * A socket is locked while its state changes, so the changes come one by one. If a process owns the
+ * lock, it is the current process, and the socket is its own. Else this is the network's soft
+ * interrupt, and the current process is the one that it interrupted.
  */
 SEC("tp_btf/inet_sock_set_state")
 int on_state(u64 *ctx)
@@ -93,7 +93,7 @@ int on_state(u64 *ctx)
 	int old = ctx[1], state = ctx[2];
 	u64 key = ctx[0];
 
-	if (!tcp) /* a socket of another protocol */
+	if (!tcp) /* another protocol */
 		return 0;
 	noted = bpf_map_lookup_elem(&connections, &key);
 	if (old == TCP_CLOSE || old == TCP_LISTEN) {
@@ -106,13 +106,13 @@ int on_state(u64 *ctx)
 		c.pid = bpf_get_current_pid_tgid() >> 32;
 		BPF_CORE_READ_STR_INTO(&c.comm, task, group_leader, comm);
 	}
-	if (state != TCP_CLOSE) { /* listening sockets are noted too, which does no harm */
+	if (state != TCP_CLOSE) { /* notes listening sockets too, which does no harm */
 		if (bpf_map_update_elem(&connections, &key, &c, BPF_ANY))
 			__sync_fetch_and_add(&untracked, 1);
 		return 0;
 	}
 	bpf_map_delete_elem(&connections, &key);
-	/* Those that failed are not reported, nor listening sockets. */
+	/* Failed connections and listening sockets are not reported. */
 	if (old != TCP_SYN_SENT && old != TCP_SYN_RECV && old != TCP_LISTEN && old != TCP_CLOSE)
 		report(&c, tcp, old);
 	return 0;

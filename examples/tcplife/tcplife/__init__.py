@@ -36,9 +36,9 @@ class Closed(Event, object=OBJECT, struct="closed"):
     """The kernel has given up one end of a TCP connection that had been established.
 
     A connection with both ends on this machine is two events. TIME_WAIT comes later. `pid` and
-    `comm` are of the process that connected. Where the connection was accepted, or open before
-    tracing began, they are of the process that first shut it down, or closed it last; of none if
-    there was none, as when the peer has reset it.
+    `comm` belong to the process that connected. If the connection was accepted, or open before
+    tracing began, they belong to the process that first shut it down, or closed it last. There is
+    no such process if, for example, the peer has reset the connection.
     """
 
     __slots__ = ()
@@ -57,13 +57,13 @@ class Tracer(engine.Tracer):
     """Sees TCP connections end.
 
     Args:
-        min_duration_ms: only connections that were open for so long, and those that were open
-            before tracing began.
+        min_duration_ms: only connections that were open for at least this long, and those that were
+            open before tracing began.
         ports: only connections with one of these ports at either end.
-        common: what every Tracer takes; `on_event` too.
+        common: the arguments of every Tracer, including `on_event`.
 
-    Whenever `stats` is read, `untracked` is updated: how often there was no memory to note the
-    start or the process of a connection.
+    Reading `stats` updates `untracked`, which counts failures to note the start or the process of a
+    connection.
     """
 
     OBJECT = OBJECT
@@ -76,24 +76,24 @@ class Tracer(engine.Tracer):
         self.untracked = 0
 
     def on_open(self, skeleton: Skeleton) -> None:
-        """Settings: a port that is not among ours is unwanted."""
+        """Sets the program's settings."""
         skeleton.rodata.min_duration_ns = self._min_duration_ns
         if self._ports:
             skeleton.bss.unwanted = bytes(ntohs(port) not in self._ports for port in range(1 << 16))
 
     def count(self, skeleton: Skeleton, produced: int, received: int, lost: int) -> Any:
-        """What `stats` says, as the engine has it; updates `untracked`."""
+        """Returns the engine's `stats`; updates `untracked`."""
         self.untracked = skeleton.bss.untracked
         return super().count(skeleton, produced, received, lost)
 
     def closing_remarks(self, stats: Any) -> list[str]:  # noqa: ARG002
-        """What the command says at its end."""
+        """Returns the last lines of the command."""
         remark = f"{self.untracked} times there was no memory to note something of a connection"
         return [remark] if self.untracked else []
 
 
 def make_parser() -> ArgumentParser:
-    """The command line."""
+    """Returns the parser of the command line."""
     parser = options.make_parser("tcplife", "Shows each TCP connection of this machine as it ends.")
     duration = options.whole_number(1, options.MAX_MS, " of milliseconds")
     port = options.whole_number(1, 65535, "")
@@ -106,12 +106,12 @@ def make_parser() -> ArgumentParser:
 
 
 def make_tracer(given: Namespace, **common: Any) -> Tracer:
-    """What the command line asks for."""
+    """Returns the Tracer that the command line asks for."""
     return Tracer(min_duration_ms=given.duration, ports=given.port, **common)
 
 
 def make_renderer(_: Namespace) -> Renderer:
-    """Lines of text; the engine makes JSON."""
+    """Returns the renderer of text lines; the engine renders JSON."""
     return Renderer({Closed: _line}, header=HEADER)
 
 

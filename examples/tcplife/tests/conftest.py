@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The tests are of a copy that is built here, so nobody needs to install the tool first."""
+"""Builds a copy of the tool and tests that, so the tool need not be installed first."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytest.register_assert_rewrite("connections")
 
 @pytest.fixture(scope="session", autouse=True)
 def machine() -> None:
-    """Skips where nothing can be tested; fails if PYBOOTSTRAP_REQUIRE_KERNEL=1 asks for all."""
+    """Skips tests that cannot run here, or fails them if PYBOOTSTRAP_REQUIRE_KERNEL=1."""
     missing = [name for name in ("ip", "ss", "unshare") if shutil.which(name) is None]
     if os.geteuid() != 0:
         missing.append("root")

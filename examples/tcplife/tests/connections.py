@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Connections of the test's own over loopback, and who they are."""
+"""TCP connections over loopback for the tests, and how to name their ends."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6, MSG_WAITALL, socket
 from typing import Callable, NamedTuple
 
-DEADLINE_S = 60.0  # far more than anything takes
+DEADLINE_S = 60.0  # far longer than anything takes
 
 
 class Ends(NamedTuple):
-    """Of a connection, as one of its sockets sees them; IPv4 through an IPv6 socket is IPv4."""
+    """A connection's addresses and ports as one end sees them; IPv4 over an IPv6 socket is IPv4."""
 
     local_address: str
     local_port: int
@@ -42,7 +42,7 @@ def listen(host: str = "127.0.0.1") -> socket:
 
 
 def connect(listener: socket) -> tuple[socket, socket]:
-    """Who connected, and who accepted: at two addresses, where there are two."""
+    """The socket that connected and the one that accepted, at different addresses if possible."""
     client, there = socket(listener.family), listener.getsockname()[:2]
     client.bind((there[0].replace("127.0.0.1", "127.0.0.2"), 0))
     client.connect(there)
@@ -55,7 +55,7 @@ def pair(host: str = "127.0.0.1") -> tuple[socket, socket]:
 
 
 def send(sender: socket, receiver: socket, size: int) -> None:
-    """No more than buffers hold."""
+    """Sends `size` bytes, no more than the buffers hold."""
     sender.sendall(bytes(size))
     assert len(receiver.recv(size, MSG_WAITALL)) == size
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Connections of this test's own, over loopback; the sockets, ss and /proc are the witnesses."""
+"""Traces connections over loopback; the sockets, ss and /proc are the witnesses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def of(event: Closed) -> Ends:
 
 
 class Watch:
-    """A Tracer that runs, and what it has reported."""
+    """A running Tracer and the events it has reported."""
 
     def __init__(self, tracer: Tracer) -> None:
         self.tracer = tracer
@@ -69,7 +69,7 @@ class Watch:
         return [self.events[one] for one in wanted]
 
     def ports(self) -> set[int]:
-        """Ends tracing; the ports of all that was reported."""
+        """Ends tracing and returns the ports of all reported connections."""
         self.tracer.stop()
         self.read(0)
         return {port for one in self.events for port in (one.local_port, one.remote_port)}
@@ -90,7 +90,7 @@ NOBODY = (None, "")
 
 @contextmanager
 def python(code: str, *arguments: object, **popen: Any) -> Iterator[subprocess.Popen[str]]:
-    """Another process, which ends with its standard input."""
+    """Runs code in another process, which ends when its standard input is closed."""
     command = [sys.executable, "-c", f"import os, socket, sys\n{code}", *map(str, arguments)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **popen
@@ -118,7 +118,7 @@ def test_both_ends_with_addresses_ports_bytes_and_process(host: str) -> None:
     assert process(of_client) == process(of_server) == this_process()
 
 
-def test_the_duration_is_that_between_connect_and_close() -> None:
+def test_the_duration_is_the_time_from_connect_to_close() -> None:
     with watch() as seen, listen() as listener:
         before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         client, server = connect(listener)
@@ -133,7 +133,7 @@ def test_the_duration_is_that_between_connect_and_close() -> None:
         assert closing - connected < event.duration_ns < after - before
 
 
-def test_a_half_closed_connection_goes_on() -> None:
+def test_a_half_closed_connection_is_not_reported_yet() -> None:
     with watch() as seen:
         client, server = pair()
         wanted = ends(client), ends(server)
@@ -148,7 +148,7 @@ def test_a_half_closed_connection_goes_on() -> None:
     assert (of_server.sent, of_server.received) == (200_000, 10)
 
 
-def test_who_accepted_may_close_first() -> None:
+def test_the_accepting_end_may_close_first() -> None:
     with watch() as seen:
         client, server = pair()
         wanted = ends(client), ends(server)
@@ -159,8 +159,8 @@ def test_who_accepted_may_close_first() -> None:
     assert (of_server.sent, of_server.received) == (0, 10)
 
 
-def test_bytes_that_nobody_read_were_received() -> None:
-    """Then closing resets the connection."""
+def test_unread_bytes_count_as_received() -> None:
+    """Closing a socket with unread data resets the connection."""
     with watch() as seen:
         client, server = pair()
         wanted = ends(client), ends(server)
@@ -194,7 +194,7 @@ def test_bytes_and_a_fin_that_were_not_acknowledged() -> None:
 
 
 def many_at_once() -> list[tuple[Ends, int, int]]:
-    """Each end, what it sends and what it receives."""
+    """Opens and closes connections; for each end, the bytes it sent and received."""
     Path("/proc/thread-self/comm").write_text("thread")  # not the name of the process
     done = []
     pairs = [pair(LOCALHOSTS[number % 3]) for number in range(150)]
@@ -207,8 +207,8 @@ def many_at_once() -> list[tuple[Ends, int, int]]:
     return done
 
 
-def test_many_at_once() -> None:
-    """By one thread: where threads preempt each other, the kernel skips some (`stats.missed`)."""
+def test_many_connections_at_once() -> None:
+    """In one thread, because the kernel skips events if threads preempt each other (`missed`)."""
     with watch() as seen, ThreadPoolExecutor(1) as pool:
         wanted = pool.submit(many_at_once).result(DEADLINE_S)
         events = seen.closed(*(end for end, _, _ in wanted))
@@ -241,10 +241,10 @@ def test_the_kernels_own_counters_agree() -> None:
     assert event.received == int(counted["bytes_received"]) == 5
 
 
-# ---- What is not ----
+# ---- What is not reported ----
 
 
-def test_only_connections_that_were_established() -> None:
+def test_only_established_connections_are_reported() -> None:
     with watch() as seen, listen() as listener:
         nobody = listener.getsockname()
         listener.close()
@@ -259,7 +259,7 @@ def test_only_connections_that_were_established() -> None:
         assert nobody[1] not in seen.ports()
 
 
-# ---- Whose it is ----
+# ---- Which process ----
 
 CLIENT = """
 end = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
@@ -268,7 +268,7 @@ sys.stdin.readline()
 """
 
 
-def test_who_connected_is_another_process_which_is_killed() -> None:
+def test_a_killed_process_is_named_because_it_connected() -> None:
     with watch() as seen, listen() as listener, python(CLIENT, listener.getsockname()[1]) as it:
         server = listener.accept()[0]
         here = ends(server)
@@ -282,7 +282,7 @@ def test_who_connected_is_another_process_which_is_killed() -> None:
     assert process(of_server) == this_process()
 
 
-def test_a_reset_by_the_peer_does_not_make_it_the_peers() -> None:
+def test_a_reset_by_the_peer_does_not_name_the_peer() -> None:
     reset = "end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0] + [0] * 4))\n"
     with watch() as seen, listen() as listener:
         with python(CLIENT + reset, listener.getsockname()[1]) as it:
@@ -295,7 +295,7 @@ def test_a_reset_by_the_peer_does_not_make_it_the_peers() -> None:
     assert process(of_server) == NOBODY
 
 
-def test_nobody_has_one_that_was_never_accepted() -> None:
+def test_a_connection_never_accepted_has_no_process() -> None:
     with watch() as seen, listen() as listener, socket() as client:
         client.connect(listener.getsockname())
         here = ends(client)
@@ -307,7 +307,7 @@ def test_nobody_has_one_that_was_never_accepted() -> None:
 
 @contextmanager
 def kept(end: socket) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has this socket open, too."""
+    """Another process that also has this socket open."""
     code = "print(flush=True)\nsys.stdin.readline()"
     with python(code, pass_fds=[end.fileno()]) as it:
         assert it.stdout is not None
@@ -315,8 +315,8 @@ def kept(end: socket) -> Iterator[subprocess.Popen[str]]:
         yield it
 
 
-def test_one_of_two_processes_that_have_it() -> None:
-    """Who connected, or else who closes it last."""
+def test_a_socket_shared_by_two_processes() -> None:
+    """Named is the process that connected, else the one that closes the socket last."""
     with watch() as seen:
         client, server = pair()
         wanted = ends(client), ends(server)
@@ -331,7 +331,7 @@ def test_one_of_two_processes_that_have_it() -> None:
 
 
 def test_another_network_namespace() -> None:
-    """There IPv6 can have two addresses."""
+    """A namespace of its own can have two IPv6 addresses."""
     script = 'ip link set lo up && ip addr add fd00::2 dev lo nodad && exec "$@"'
     code = """import socket
 listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
@@ -349,7 +349,7 @@ client.close()
     assert (event.pid, event.sent) == (it.pid, 3)
 
 
-# ---- What was open before ----
+# ---- Connections from before ----
 
 
 def test_connections_from_before_have_no_duration() -> None:
@@ -393,20 +393,20 @@ def test_a_full_table_is_reported_and_loses_no_connection() -> None:
 # ---- Filters ----
 
 
-def test_the_least_duration() -> None:
+def test_shorter_connections_are_filtered_out() -> None:
     with watch(min_duration_ms=500) as seen, listen() as listener:
         lasting = connect(listener)
         wanted = [ends(end) for end in lasting]
         short = connect(listener)
         port = short[0].getsockname()[1]
         close(*short)
-        time.sleep(0.5)  # that is how long it must last
+        time.sleep(0.5)  # the duration that passes the filter
         close(*lasting)
         seen.closed(*wanted)
         assert port not in seen.ports()
 
 
-def test_ports_at_either_end() -> None:
+def test_the_port_filter_matches_either_end() -> None:
     with listen() as one, listen() as two, listen() as other:
         ports = [listener.getsockname()[1] for listener in (one, two, other)]
         with watch(ports=ports[:2]) as seen:
@@ -424,6 +424,6 @@ def test_ports_at_either_end() -> None:
     "settings",
     [{"ports": [0]}, {"ports": [65536]}, {"ports": ["80"]}, {"min_duration_ms": -1}],
 )
-def test_settings_that_make_no_sense(settings: Any) -> None:
+def test_invalid_settings_are_refused(settings: Any) -> None:
     with pytest.raises(SettingError):
         Tracer(**settings)

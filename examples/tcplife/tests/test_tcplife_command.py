@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The command, and the wheel that brings it."""
+"""The command tcplife and its wheel."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_lines_of_json() -> None:
     assert found == {wanted[0]: (5, 0), wanted[1]: (0, 5)}
 
 
-def test_options_that_make_no_sense() -> None:
+def test_invalid_options_are_refused() -> None:
     with command("--port", "65536") as it:
         _, errors = it.communicate(timeout=DEADLINE_S)
     assert it.returncode == 2
@@ -105,7 +105,7 @@ def test_options_that_make_no_sense() -> None:
 # ---- The package ----
 
 
-def test_one_wheel_for_every_python(tmp_path: Path) -> None:
+def test_one_wheel_runs_on_every_python(tmp_path: Path) -> None:
     code = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
     (wheel,) = tmp_path.glob("*.whl")

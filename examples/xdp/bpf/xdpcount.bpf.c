@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-/* Counts the packets of an interface by protocol, reports echo requests, passes everything. */
+/* Counts the packets of an interface by protocol, reports echo requests, passes every packet. */
 #include "vmlinux.h"
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -8,9 +8,9 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /*
- * What pybootstrap's vmlinux.h lacks. Standards define packets, and the kernel promises to keep what
- * XDP programs see, so nothing here needs CO-RE. The kernel's own linux/ip.h and the like include
- * asm/types.h, which clang does not find when it compiles for BPF.
+ * What pybootstrap's vmlinux.h lacks. Nothing here needs CO-RE, because standards define packets
+ * and struct xdp_md is ABI. linux/ip.h and the like would include asm/types.h, which clang does not
+ * find when it compiles for BPF.
  */
 enum { XDP_PASS = 2, ECHO_REQUEST = 8, ECHO_REQUEST_V6 = 128 };
 enum { ETH_IPV4 = 0x800, ETH_VLAN = 0x8100, ETH_IPV6 = 0x86dd, ETH_QINQ = 0x88a8 };
@@ -26,8 +26,8 @@ struct ethernet {
 };
 
 struct ipv4 {
-	u8 version_words, service; /* 4 bits each: version, and 32-bit words of this header */
-	u16 length, id, fragment; /* the offset of a fragment is in the low 13 bits */
+	u8 version_words, service; /* 4 bits each: version, and size of this header in words */
+	u16 length, id, fragment; /* the offset is in the low 13 bits */
 	u8 hops, protocol;
 	u16 checksum;
 	u32 addresses[2];
@@ -35,14 +35,14 @@ struct ipv4 {
 
 struct ipv6 {
 	u8 version_class, flow[3];
-	u16 length; /* without this header */
+	u16 length; /* of the payload */
 	u8 next, hops;
 	u32 addresses[8];
 };
 
 struct extension {
-	u8 next, length; /* in units of 8 bytes, without the first one */
-	u16 fragment; /* its offset is in the high 13 bits */
+	u8 next, length; /* in units of 8 bytes, not counting the first 8 */
+	u16 fragment; /* the offset is in the high 13 bits */
 	u32 data;
 };
 
@@ -67,8 +67,8 @@ struct {
 
 struct echo {
 	struct record_header header;
-	u8 addresses[32]; /* source and target; of IPv4 the first 8 bytes */
-	u32 version, id, sequence, length; /* the length is that of ICMP, in this packet */
+	u8 addresses[32]; /* source and target; IPv4 uses the first 8 bytes */
+	u32 version, id, sequence, length; /* length: of the ICMP message in this packet */
 };
 
 RECORD(1, echo);
@@ -77,7 +77,7 @@ struct cursor {
 	void *at, *end;
 };
 
-/* The next bytes, or NULL if the packet ends before they do. */
+/* Returns the next size bytes, or NULL if the packet is shorter. */
 static __always_inline void *take(struct cursor *c, u32 size)
 {
 	void *bytes = c->at;
@@ -139,7 +139,7 @@ static __always_inline u32 read_ipv6(struct cursor *c)
 			break;
 		if (next != FRAGMENT)
 			c->at += header->length * 8;
-		else if (header->fragment & bpf_htons(0xfff8)) /* a later one, without headers */
+		else if (header->fragment & bpf_htons(0xfff8)) /* a later fragment has no headers */
 			return IPV6 + header->next;
 		next = header->next;
 	}
@@ -169,7 +169,7 @@ int on_packet(struct xdp_md *ctx)
 	else if (type == ETH_IPV6)
 		slot = read_ipv6(&c);
 	count = bpf_map_lookup_elem(&counts, &slot);
-	if (count) { /* this CPU's */
+	if (count) { /* this CPU's, so no atomic operation */
 		count->packets++;
 		count->bytes += bytes;
 	}

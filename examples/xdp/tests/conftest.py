@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The tests are of a copy that is built here, so nobody needs to install the tool first."""
+"""Builds a copy of the tool and tests that, so the tool need not be installed first."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from wire import Wire  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def machine() -> None:
-    """Skips where nothing can be tested; fails if PYBOOTSTRAP_REQUIRE_KERNEL=1 asks for all."""
+    """Skips tests that cannot run here, or fails them if PYBOOTSTRAP_REQUIRE_KERNEL=1."""
     missing = [name for name in ("ip", "ping", "bpftool") if shutil.which(name) is None]
     if os.geteuid() != 0:
         missing.append("root")
@@ -40,13 +40,13 @@ def machine() -> None:
 
 @pytest.fixture
 def wire() -> Iterator[Wire]:
-    """With nothing on it but what a test sends."""
+    """A wire that carries only what a test sends."""
     with Wire() as wire:
         yield wire
 
 
 @pytest.fixture
 def talkative() -> Iterator[Wire]:
-    """With addresses."""
+    """A wire whose ends have addresses."""
     with Wire(talkative=True) as wire:
         yield wire

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The program on a veth pair: what it sees is what ping and the interface's own counters say."""
+"""Runs the program on a veth pair; ping and the interface's own counters are the witnesses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOP_BY_HOP, TCP, UDP, ROUTING, FRAGMENT, ESP, ICMP, NONE, OPTIONS = 0, 6, 17, 43
 
 @contextlib.contextmanager
 def tracing(wire: Wire, **settings: Any) -> Iterator[Tracer]:
-    """A Tracer on v0, which is up from then on."""
+    """Starts a Tracer on v0, then sets v0 up."""
     tracer = Tracer("v0", **settings)
     with wire.inside(wire.here):
         tracer.start()
@@ -45,13 +45,13 @@ def counted(tracer: Tracer) -> Counts:
 
 
 def total(tracer: Tracer) -> tuple[int, int]:
-    """All packets and bytes."""
+    """The packets and bytes of all protocols together."""
     packets, size = zip(*counted(tracer).values()) if counted(tracer) else ((), ())
     return sum(packets), sum(size)
 
 
 def events(tracer: Tracer, count: int) -> list[Any]:
-    """Reads that many."""
+    """Reads `count` events."""
     found: list[Any] = []
 
     def enough() -> bool:
@@ -63,7 +63,7 @@ def events(tracer: Tracer, count: int) -> list[Any]:
 
 
 def send(wire: Wire, tracer: Tracer, *sent: bytes) -> tuple[Counts, list[Echo]]:
-    """Sends frames; what was counted of them, and the events."""
+    """Sends frames; returns their counts and events."""
     before, packets = counted(tracer), total(tracer)[0]
     with wire.socket((wire.there, "v1")) as raw:
         for frame in sent:
@@ -90,7 +90,7 @@ def test_every_request_of_ping_is_an_event(
     with tracing(talkative) as tracer:
         said = talkative.ping(target, "-c", "20", "-i", "0.002", "-e", "4242", "-s", str(size))
         sent = [int(number) for number in re.findall(r"icmp_seq=(\d+)", said)]
-        assert sent == list(range(1, 21))  # answered: all of them were passed on
+        assert sent == list(range(1, 21))  # each was answered, so each was passed on
         echos = events(tracer, 20)
         assert [echo.sequence for echo in echos] == sent
         same = {(echo.source, echo.target, echo.id, echo.length) for echo in echos}
@@ -99,7 +99,7 @@ def test_every_request_of_ping_is_an_event(
 
 
 def exchange(wire: Wire, size: int) -> None:
-    """Sends so many bytes there and back again over TCP."""
+    """Sends `size` bytes there and back over TCP."""
 
     def echo() -> None:
         peer, _ = server.accept()
@@ -128,14 +128,14 @@ def exchange(wire: Wire, size: int) -> None:
     assert back == size
 
 
-def test_counts_are_those_of_the_interface(talkative: Wire) -> None:
+def test_counts_agree_with_the_interface(talkative: Wire) -> None:
     with tracing(talkative) as tracer:
         for target in ("192.0.2.1", "2001:db8::1"):
             talkative.ping(target, "-c", "10", "-i", "0.002", "-s", "5000")  # in fragments
         exchange(talkative, 3_000_000)
         talkative.down()
         packets, size = talkative.received()
-        assert total(tracer) == (packets, size + packets * ETHERNET_HEADER)  # veth leaves it out
+        assert total(tracer) == (packets, size + packets * ETHERNET_HEADER)  # veth omits it
         counts = counted(tracer)
     assert counts["IPv4 ICMP"][0] == 10 * 4
     assert counts["IPv6 ICMPV6"][0] >= 10 * 4
@@ -149,7 +149,7 @@ ADDRESSES = {4: frames.V4, 6: frames.V6}
 REQUEST, REQUEST_V6 = icmp(8), icmp(128)
 CHAIN = extension(OPTIONS) + extension(ROUTING, 2) + extension(FRAGMENT) + fragment(ICMP, 0)
 
-# Name: frame, its protocol, the version and length of an event or None.
+# By name: the frame, its protocol, and the version and length of its event, or None.
 FRAMES: dict[str, tuple[bytes, str, tuple[int, int] | None]] = {
     "request": (ethernet(IPV4, ipv4(REQUEST)), "IPv4 ICMP", (4, 64)),
     "reply": (ethernet(IPV4, ipv4(icmp(0))), "IPv4 ICMP", None),
@@ -233,13 +233,13 @@ FRAMES: dict[str, tuple[bytes, str, tuple[int, int] | None]] = {
 
 @pytest.fixture(scope="module")
 def tracer_on_wire() -> Iterator[tuple[Wire, Tracer]]:
-    """One for all frames: setting it up takes longer than a test."""
+    """One Tracer for all frames, because setting it up takes longer than a test."""
     with Wire() as wire, tracing(wire) as tracer:
         yield wire, tracer
 
 
 @pytest.mark.parametrize("name", FRAMES)
-def test_frames(tracer_on_wire: tuple[Wire, Tracer], name: str) -> None:
+def test_each_kind_of_frame_is_counted(tracer_on_wire: tuple[Wire, Tracer], name: str) -> None:
     wire, tracer = tracer_on_wire
     frame, protocol, expected = FRAMES[name]
     counts, seen = send(wire, tracer, frame)
@@ -274,21 +274,21 @@ def extended(sequence: int) -> bytes:
                 54: "other",
                 54 + 8: "IPv6 HOPOPTS",
                 62 + 8: "IPv6 DSTOPTS",
-                70 + 24: "IPv6 ROUTING",  # 16 of them belong to the header before
+                70 + 24: "IPv6 ROUTING",  # 16 of these bytes belong to the previous header
                 94 + 8: "IPv6 FRAGMENT",
             },
         ),
     ],
     ids=["IPv4", "IPv6"],
 )
-def test_a_frame_cut_at_each_byte(
+def test_a_truncated_frame_counts_as_far_as_it_can_be_read(
     tracer_on_wire: tuple[Wire, Tracer],
     make: Callable[[int], bytes],
     whole: str,
     least: int,
     cut_names: dict[int, str],
 ) -> None:
-    """Counts as what it says up to there; is an event if the header of ICMP is whole."""
+    """A frame cut at each byte; it is an event if its ICMP header is whole."""
     wire, tracer = tracer_on_wire
     cuts = range(MIN_FRAME, len(make(0)))
     counts, seen = send(wire, tracer, *(make(cut)[:cut] for cut in cuts))
@@ -309,7 +309,7 @@ def test_every_frame_is_passed_on_unchanged(wire: Wire) -> None:
             assert receive(receiver) == frame, name
 
 
-def test_what_is_lost_is_counted(wire: Wire) -> None:
+def test_lost_events_are_counted(wire: Wire) -> None:
     frame, _, _ = FRAMES["request"]
     with tracing(wire, ring_size=65536) as tracer:
         with wire.socket((wire.there, "v1")) as raw:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The command xdpcount: what it prints, how it ends, and what is left in the kernel then."""
+"""The command xdpcount: what it prints, how it ends, and that nothing stays in the kernel."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Command:
         wait_until(lambda: self.said()[0].count("\n") >= count, self.said)
 
     def end(self, number: int | None = signal.SIGINT) -> tuple[int, str, str]:
-        """Its status and all that it wrote, after the signal if one is given."""
+        """Sends the signal, if one is given, and returns the status and all output."""
         if number is not None:
             self.process.send_signal(number)
         status = self.process.wait(DEADLINE_S)
@@ -66,7 +66,7 @@ Start = Callable[..., Command]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts the command on a wire; what still runs at the end of the test is killed, by pid."""
+    """Starts the command on a wire; at the end of the test, kills it if it still runs."""
     running: list[Command] = []
 
     def run(wire: Wire, *arguments: str, **environment: str) -> Command:
@@ -83,7 +83,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def programs() -> set[int]:
-    """The ids of those in the kernel that have our program's name."""
+    """The ids of programs in the kernel with our program's name."""
     listed = json.loads(output("bpftool", "-j", "prog", "list"))
     return {program["id"] for program in listed if program.get("name") == "on_packet"}
 
@@ -96,7 +96,7 @@ def _nothing_is_left() -> Iterator[None]:
 
 
 def counts(err: str) -> dict[str, tuple[int, int]]:
-    """What it says at its end: packets and bytes by protocol."""
+    """The counts it prints at its end: packets and bytes by protocol."""
     lines = re.findall(r"^xdpcount: (.*): (\d+) packets, (\d+) bytes$", err, re.MULTILINE)
     assert len(lines) == err.count("\n"), err
     return {name: (int(packets), int(size)) for name, packets, size in lines}
@@ -151,9 +151,9 @@ def test_nothing_is_left_after_sigkill(wire: Wire, start: Start) -> None:
     wait_until(lambda: wire.attached() == [], wire.attached)
 
 
-def test_after_sudo_it_counts_as_the_user(wire: Wire, start: Start) -> None:
+def test_under_sudo_it_counts_as_the_calling_user(wire: Wire, start: Start) -> None:
     command = start(wire, "v0", SUDO_UID="65534", SUDO_GID="65534").wait_until_attached()
-    command.wait_for_lines(1)  # from here on it is that user
+    command.wait_for_lines(1)  # by then it runs as that user
     status = Path(f"/proc/{command.process.pid}/status").read_text()
     assert re.search(r"^Uid:(\t65534){4}$", status, re.MULTILINE), status
     wire.up()
@@ -163,7 +163,7 @@ def test_after_sudo_it_counts_as_the_user(wire: Wire, start: Start) -> None:
     assert (code, counts(err)) == (0, {"IPv4 ICMP": (1, len(REQUEST))})
 
 
-def test_an_interface_that_is_down_counts_from_when_it_is_up(wire: Wire, start: Start) -> None:
+def test_counting_begins_when_the_interface_is_up(wire: Wire, start: Start) -> None:
     command = start(wire, "v0").wait_until_attached()
     for _ in range(2):
         wire.up()
@@ -174,7 +174,7 @@ def test_an_interface_that_is_down_counts_from_when_it_is_up(wire: Wire, start: 
     assert (status, counts(err)) == (0, {"IPv4 ICMP": (2, 2 * len(REQUEST))})
 
 
-def test_an_interface_that_goes_away(wire: Wire, start: Start) -> None:
+def test_an_interface_may_be_removed_while_tracing(wire: Wire, start: Start) -> None:
     command = start(wire, "v0").wait_until_attached()
     wire.up()
     send(wire, REQUEST)
@@ -186,12 +186,12 @@ def test_an_interface_that_goes_away(wire: Wire, start: Start) -> None:
 
 
 @pytest.mark.parametrize("name", ["v2", "", "v0/..", "a" * 300])
-def test_an_interface_that_does_not_exist(wire: Wire, start: Start, name: str) -> None:
+def test_a_missing_interface_is_an_error(wire: Wire, start: Start, name: str) -> None:
     message = f"xdpcount: there is no network interface {name!r}\n"
     assert start(wire, name).end(None) == (2, "", message)
 
 
-def test_a_second_one_on_the_same_interface(wire: Wire, start: Start) -> None:
+def test_a_second_command_on_the_same_interface_fails(wire: Wire, start: Start) -> None:
     first = start(wire, "v0").wait_until_attached()
     status, out, err = start(wire, "v0").end(None)
     assert (status, out) == (1, "")
@@ -206,7 +206,7 @@ def test_a_second_one_on_the_same_interface(wire: Wire, start: Start) -> None:
     assert third.end()[0] == 0
 
 
-def test_an_mtu_that_xdp_does_not_take(wire: Wire, start: Start) -> None:
+def test_an_mtu_too_large_for_xdp_is_an_error(wire: Wire, start: Start) -> None:
     for namespace, interface in wire.ends():
         output("ip", "-n", namespace, "link", "set", interface, "mtu", "9000")
     status, out, err = start(wire, "v0").end(None)

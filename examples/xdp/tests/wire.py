@@ -23,7 +23,7 @@ VLAN_VALID = 1 << 4  # in the status of struct tpacket_auxdata
 
 
 def wait_until(true: Callable[[], object], seen: Callable[[], object] = str) -> None:
-    """Looks again and again until it is true. Fails after DEADLINE_S, with what is seen then."""
+    """Polls until `true()` holds. Fails after DEADLINE_S with what `seen()` returns."""
     end = time.monotonic() + DEADLINE_S
     while not true():
         assert time.monotonic() < end, f"not within {DEADLINE_S} s: {seen()}"
@@ -31,7 +31,7 @@ def wait_until(true: Callable[[], object], seen: Callable[[], object] = str) -> 
 
 
 def output(*words: str) -> str:
-    """Runs a command, which must succeed; what it wrote."""
+    """Runs a command that must succeed and returns its output."""
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{words}: {done.stderr}"
     return done.stdout
@@ -47,8 +47,8 @@ _numbers = itertools.count()
 class Wire:
     """`v0` in the namespace `here` and `v1` in the namespace `there`, both down.
 
-    Nothing is sent through it that a test does not send, unless `talkative`: then both ends have
-    addresses, IPv6 with all that it says by itself.
+    It carries only what a test sends, unless `talkative`: then both ends have addresses, and IPv6
+    sends its own messages.
     """
 
     def __init__(self, *, talkative: bool = False) -> None:
@@ -87,7 +87,7 @@ class Wire:
             wait_until(functools.partial(is_up, *end))
 
     def down(self) -> None:
-        """Sets both ends down: nothing comes in any more."""
+        """Sets both ends down, so that no more frames arrive."""
         for namespace, interface in self.ends():
             output("ip", "-n", namespace, "link", "set", interface, "down")
 
@@ -97,18 +97,18 @@ class Wire:
         return link["stats64"]["rx"]["packets"], link["stats64"]["rx"]["bytes"]
 
     def attached(self) -> list[Any]:
-        """What bpftool and ip say is attached to v0."""
+        """What is attached to v0 according to bpftool and ip."""
         (net,) = json.loads(output("ip", "netns", "exec", self.here, "bpftool", "-j", "net"))
         (link,) = json.loads(output("ip", "-n", self.here, "-j", "link", "show", "v0"))
         return [*net["xdp"], *([link["xdp"]] if "xdp" in link else [])]
 
     def ping(self, target: str, *options: str) -> str:
-        """Pings from there; what it says."""
+        """Pings `target` from the namespace `there`; returns the output."""
         return output("ip", "netns", "exec", self.there, "ping", *options, target)
 
     @contextlib.contextmanager
     def inside(self, namespace: str) -> Iterator[None]:
-        """Puts the calling thread there meanwhile."""
+        """Moves the calling thread into the namespace for the block."""
         back = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         try:
             into(f"/run/netns/{namespace}")
@@ -137,7 +137,7 @@ def into(path: str) -> None:
 
 
 def receive(raw: socket.socket) -> bytes:
-    """A frame, with the outermost VLAN tag back in its place, from which the kernel takes it."""
+    """A frame, with the outermost VLAN tag, which the kernel removes, put back."""
     frame, control, _, _ = raw.recvmsg(1 << 16, 256)
     for _, kind, data in control:
         status, _, _, _, _, tag, kind_of_tag = struct.unpack("=IIIHHHH", data[:20])
@@ -160,7 +160,7 @@ def ethernet(ethertype: int, payload: bytes, *tags: int) -> bytes:
 
 
 def ipv4(payload: bytes, protocol: int = 1, *, options: bytes = b"", **other: int) -> bytes:
-    """A packet; other: version, words, fragment, length, instead of what is right."""
+    """A packet; `other` overrides version, words, fragment or length."""
     words = other.get("words", 5 + len(options) // 4)
     first = other.get("version", 4) << 4 | words
     length = other.get("length", 20 + len(options) + len(payload))
@@ -170,19 +170,19 @@ def ipv4(payload: bytes, protocol: int = 1, *, options: bytes = b"", **other: in
 
 
 def ipv6(payload: bytes, following: int = 58, **other: int) -> bytes:
-    """A packet; other: version, length, instead of what is right."""
+    """A packet; `other` overrides version or length."""
     fixed = (other.get("version", 6) << 28, other.get("length", len(payload)), following, 64)
     addresses = b"".join(socket.inet_pton(socket.AF_INET6, address) for address in V6)
     return struct.pack("!IHBB", *fixed) + addresses + payload
 
 
 def extension(following: int, more: int = 0) -> bytes:
-    """An extension header of IPv6, other than a fragment's: 8 bytes, and `more` times 8."""
+    """An IPv6 extension header, not a fragment's, of 8 bytes plus `more` times 8."""
     return struct.pack("!BB", following, more) + bytes(6 + 8 * more)
 
 
 def fragment(following: int, offset: int, reserved: int = 0) -> bytes:
-    """A fragment header of IPv6; the offset in units of 8 bytes."""
+    """An IPv6 fragment header; the offset is in units of 8 bytes."""
     return struct.pack("!BBHI", following, reserved, offset << 3 | 1, 7)
 
 

@@ -20,7 +20,7 @@ from pybootstrap.engine import Event, Skeleton, command, field, options
 
 OBJECT = Path(__file__).with_name("xdpcount.bpf.o").read_bytes()
 PROTOCOLS = {value: key[8:] for key, value in vars(socket).items() if key.startswith("IPPROTO_")}
-# What each index of the map counts, as in xdpcount.bpf.c.
+# What each index of the map counts, in the order of xdpcount.bpf.c.
 NAMES = [f"IPv{version} {PROTOCOLS.get(n, n)}" for version in (4, 6) for n in range(256)]
 NAMES.append("other")
 
@@ -47,9 +47,9 @@ class Echo(Event, object=OBJECT, struct="echo"):
 
 
 class Tracer(engine.Tracer):
-    """Runs on one interface, given by its name; its events are the echo requests.
+    """Traces one interface, given by its name; the events are echo requests.
 
-    Whenever `stats` is read, `counts` is updated: packets and bytes by protocol.
+    Reading `stats` updates `counts`: packets and bytes by protocol.
     """
 
     OBJECT = OBJECT
@@ -61,11 +61,11 @@ class Tracer(engine.Tracer):
         self._interface = interface
 
     def attach(self, skeleton: Skeleton) -> None:
-        """To the interface: the section of an XDP program names none."""
+        """Attaches to the interface, which the section of an XDP program does not name."""
         skeleton.progs.on_packet.attach_xdp(self._interface)
 
     def count(self, skeleton: Skeleton, produced: int, received: int, lost: int) -> Any:
-        """What `stats` says, as the engine has it; updates `counts`."""
+        """Returns the engine's `stats`; updates `counts`."""
         with suppress(PermissionError):  # before Linux 5.19, without CAP_BPF
             for name, (_, cpus) in zip(NAMES, skeleton.maps.counts.items()):
                 packets, size = (sum(cpu[what] for cpu in cpus) for what in ("packets", "bytes"))
@@ -74,13 +74,13 @@ class Tracer(engine.Tracer):
         return super().count(skeleton, produced, received, lost)
 
     def closing_remarks(self, stats: Any) -> list[str]:  # noqa: ARG002
-        """What the command says at its end."""
+        """Returns the last lines of the command."""
         lines = [f"{name}: {n} packets, {size} bytes" for name, (n, size) in self.counts.items()]
         return lines or ["no counts: no packets, or this Linux (before 5.19) keeps them from users"]
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser of the command line."""
     parser = options.make_parser("xdpcount", "Shows pings to an interface, and counts its packets.")
     parser.add_argument("interface", metavar="INTERFACE", help="its name, such as eth0")
     options.add_common(parser)
@@ -88,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def make_tracer(given: argparse.Namespace, **common: Any) -> Tracer:
-    """What the command line asks for."""
+    """Returns the Tracer that the command line asks for."""
     return Tracer(given.interface, **common)
 
 
