@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Cases for every kernel: live/test_cases.py runs them on this one, matrix/ in guests.
+"""Cases for every kernel: live/test_cases.py runs them on the running kernel, matrix/ in guests.
 
-So they need nothing but the standard library, support.py, and what a guest has of programs. Each
-returns what a table may show of it, fails with AssertionError, or raises SkipTest.
+So they need only the standard library, support.py and the programs that a guest has. Each returns
+a text for the table, fails with AssertionError, or raises SkipTest.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ from tests.support import (
 MANY = 64  # values that one filter takes
 OTHER_USER = 12345
 SHELLS, EACH = 4, 300  # shells at once, and how many processes each starts
-# Processes of the storm, and the size of the ring that they must overflow.
+# The storm must overflow the ring.
 STORM, TINY_RING = 400, 64 * 1024  # processes; bytes, the smallest there is
-LEAST_MS, LONG_S = 400, "0.5"  # what is not long does not take as long, emulated either
+LEAST_MS, LONG_S = 400, "0.5"  # short programs take less than LEAST_MS, even emulated
 EX_NOPERM = 77
 PR_CAPBSET_DROP = 24
 ME = os.getpid()
 
 
 def program(name: str) -> str:
-    """The path of a program of this machine."""
+    """The path of a program on this machine."""
     path = shutil.which(name)
     assert path is not None, f"there is no program {name}"
     return path
 
 
 def traced(work: Callable[[], Any], **settings: Any) -> tuple[Any, list[Event], Stats]:
-    """Does some work under a Tracer; its result, all events, and the counters at the end."""
+    """Does some work under a Tracer; returns its result, all events, and the final counters."""
     with Tracer(**settings) as tracer:
         result = work()
         tracer.stop()
@@ -76,12 +76,12 @@ def summary(events: Sequence[Event]) -> list[tuple[str, int]]:
 
 
 def plain(**popen: Any) -> int:
-    """Runs a program that ends well; its pid."""
+    """Runs a program that exits with status 0; returns its pid."""
     return run("true", **popen)[0]
 
 
 def family() -> int:
-    """Runs a shell that has two children; its pid."""
+    """Runs a shell that has two children; returns its pid."""
     true = program("true")
     return run("sh", "-c", f"{true}; {true}; exit 0")[0]
 
@@ -90,7 +90,7 @@ def family() -> int:
 
 
 def all_settings(cgroups: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Settings that make the verifier see other programs, by name."""
+    """Settings, by name, each of which makes the verifier check different programs."""
     numbers = range(1, MANY + 1)
     filters: dict[str, dict[str, Any]] = {
         "pids": {"pids": numbers},
@@ -117,7 +117,7 @@ def all_settings(cgroups: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 
 def load_time(settings: dict[str, Any]) -> float:
-    """How many seconds it takes to load and attach with these settings."""
+    """The seconds it takes to load and attach with these settings."""
     started = time.monotonic()
     with Tracer(**settings):
         return time.monotonic() - started
@@ -141,7 +141,7 @@ def check_settings() -> str:
 
 
 def check_programs() -> str:
-    """The kernel runs the programs that are meant for it."""
+    """The Tracer loads the programs meant for this kernel."""
     with Tracer():
         ids = {number for kind, number in held_by() if kind == "prog"}
         names = sorted(one.get("name", "") for one in bpftool("prog", "list") if one["id"] in ids)
@@ -153,7 +153,7 @@ def check_programs() -> str:
 
 
 def check_clean_end() -> str:
-    """Nothing of ours stays in the kernel after a Tracer, nor after one that is killed."""
+    """Nothing stays in the kernel after a Tracer, nor after a command that is killed."""
     with Tracer():
         by_tracer = held_by()
     assert not held_by()
@@ -174,7 +174,7 @@ def check_clean_end() -> str:
 
 @contextlib.contextmanager
 def scripts(*names: str) -> Iterator[list[str]]:
-    """Programs of these names, which sleep as long as they are told; their paths."""
+    """Programs of these names, which sleep as long as their argument says; yields their paths."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, name) for name in names]
         for path in paths:
@@ -184,7 +184,7 @@ def scripts(*names: str) -> Iterator[list[str]]:
 
 
 def expect_only(wanted: Callable[[], int], other: Callable[[], int], **settings: Any) -> None:
-    """Of processes, whose pids are returned, a filter lets only the wanted one through."""
+    """Runs processes (the functions return pids); the filter lets only the wanted one through."""
 
     def work() -> tuple[int, int, int]:
         return other(), wanted(), other()
@@ -196,7 +196,7 @@ def expect_only(wanted: Callable[[], int], other: Callable[[], int], **settings:
 
 
 def expect_all(events: Sequence[Event], *expected: tuple[str, int]) -> None:
-    """These and no others crossed the ring."""
+    """Exactly these events crossed the ring."""
     assert summary(events) == list(expected), f"{events}, expected {expected}"
 
 
@@ -243,7 +243,7 @@ def check_filter_pid() -> str:
 
 
 def check_filter_ppid() -> str:
-    """ppids= lets only children through, and not their children."""
+    """ppids= lets only children through, and no grandchildren."""
     pid, events, _ = traced(family, ppids=[ME])
     expect_all(events, *both(pid))
     assert {getattr(event, "ppid", None) for event in events} == {ME}
@@ -253,7 +253,7 @@ def check_filter_ppid() -> str:
 
 
 def check_filter_failed() -> str:
-    """failed= lets only exits through whose status is not 0, with that status."""
+    """failed= lets only exits with a status other than 0 through, with that status."""
     expect_only(lambda: run("false")[0], plain, failed=True)
 
     def work() -> list[int]:
@@ -269,7 +269,7 @@ def check_filter_failed() -> str:
 
 
 def run_in(cgroup: Path) -> int:
-    """Runs a program in a cgroup; its pid."""
+    """Runs a program in a cgroup; returns its pid."""
     return run("true", preexec_fn=lambda: (cgroup / "cgroup.procs").write_text("0"))[0]
 
 
@@ -288,7 +288,7 @@ def check_filter_cgroup() -> str:
 
 
 def check_filters_combined() -> str:
-    """What several filters let through is what each of them does."""
+    """Several filters let through only what each of them does."""
 
     def work() -> int:
         family()  # its children have the wrong parent
@@ -301,8 +301,8 @@ def check_filters_combined() -> str:
 
 
 def check_filter_and_duration() -> str:
-    """A filter and a least duration."""
-    with scripts(f"s{ME}") as (mine,):  # a name that nobody else's processes have
+    """A filter and a minimum duration apply together."""
+    with scripts(f"s{ME}") as (mine,):  # a name that no other process has
 
         def work() -> int:
             run("sleep", LONG_S)  # the wrong name
@@ -319,7 +319,7 @@ def check_filter_and_duration() -> str:
 
 
 def check_overflow() -> str:
-    """A ring that is too small loses events, and the counters say exactly how many."""
+    """A ring that is too small loses events, and the counters tell exactly how many."""
 
     def storm() -> None:
         for _ in range(STORM):
@@ -333,10 +333,10 @@ def check_overflow() -> str:
 
 
 def check_preempted() -> str:
-    """Where tasks are preempted inside a program, hardly any event can have been left out.
+    """If tasks are preempted inside a program, hardly any event can be missing.
 
-    With preemption disabled only from reservation to submission it was 3 to 6 in a thousand on an
-    emulated 7.2, and now and then one was missing; with all of a program covered, 0 to 0.5.
+    With preemption disabled only from reservation to submission it was 3 to 6 per thousand on an
+    emulated 7.2, and sometimes one was missing; with the whole program covered, 0 to 0.5.
     """
     script = f"i=0; while [ $i -lt {EACH} ]; do {program('true')}; i=$((i+1)); done"
 
@@ -352,17 +352,17 @@ def check_preempted() -> str:
     parents = [event.ppid for event in events if not isinstance(event, LostEvent)]
     seen = sum(parent in shells for parent in parents)
     assert seen == 2 * SHELLS * EACH, f"{seen} of {2 * SHELLS * EACH} events: {stats}"
-    assert stats.missed * 400 <= stats.produced, f"many may have been left out: {stats}"
-    return f"{seen} events, at most {stats.missed} left out"
+    assert stats.missed * 400 <= stats.produced, f"many may be missing: {stats}"
+    return f"{seen} events, at most {stats.missed} missing"
 
 
 # ---- The command ----
 
 
 def check_trace() -> str:
-    """`bootstrap -j -n 4` reports what is started while it runs, and ends by itself.
+    """`bootstrap -j -n 4` reports processes started while it runs, and ends by itself.
 
-    Only children of ours are asked for: on the host other processes come and go.
+    It selects only our children, because other processes come and go on the host.
     """
     with Command("-j", "-n", "4", "--ppid", str(ME)) as command:
         command.wait_for_tracing()
@@ -379,7 +379,7 @@ def check_trace() -> str:
 
 
 def check_duration() -> str:
-    """`bootstrap -d` prints the exit of what ran longer and nothing else of ours."""
+    """Of our processes, `bootstrap -d` prints only the exits of those that ran longer."""
     with Command("-d", str(LEAST_MS)) as command:
         command.wait_for_header()
         short = [plain() for _ in range(5)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Tests marked `kernel` load real BPF programs. Where that is not possible they are skipped with
+"""Tests marked `kernel` load real BPF programs. If that is not possible, they are skipped with
 the reason, unless PYBOOTSTRAP_REQUIRE_KERNEL=1 asks for a failure instead."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ pytest.register_assert_rewrite("tests.cases", "tests.support")
 
 @functools.cache
 def why_no_kernel() -> str | None:
-    """Why tracing does not work here, or None when it does."""
+    """The reason why tracing does not work here; None if it works."""
     try:
         with Tracer():
             return None
@@ -39,7 +39,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport() -> Iterator[None]:
-    """Where PYBOOTSTRAP_REQUIRE_KERNEL=1 asks for everything, any skip is a failure."""
+    """With PYBOOTSTRAP_REQUIRE_KERNEL=1 any skip is a failure."""
     outcome: Any = yield
     report = outcome.get_result()
     if report.skipped and os.environ.get("PYBOOTSTRAP_REQUIRE_KERNEL") == "1":

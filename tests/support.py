@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What several tests need. Without pytest, because the guests of tests/matrix have none."""
+"""Helpers for all tests. No pytest, because the guests of tests/matrix lack it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from pybootstrap.engine.decoder import Decoder
 from pybootstrap.engine.events import make_decoder
 from pybootstrap.events import TYPES, ProcessEvent
 
-DEADLINE_S = 60.0  # far more than anything takes, emulated too; a test that needs it has failed
-ONE_HOUR_MS = 3_600_000  # the least duration for a Tracer that gets no events
+DEADLINE_S = 60.0  # far longer than anything takes, even emulated: who reaches it has failed
+ONE_HOUR_MS = 3_600_000  # a minimum duration with which a Tracer gets no events
 
 
 # ---- Waiting ----
@@ -38,7 +38,7 @@ ONE_HOUR_MS = 3_600_000  # the least duration for a Tracer that gets no events
 def wait_until(
     true: Callable[[], object], seen: Callable[[], object] = str, every_s: float = 0.01
 ) -> None:
-    """Looks again and again until it is true. Fails after DEADLINE_S, with what is seen then."""
+    """Polls until `true()` holds. Fails after DEADLINE_S with what `seen()` returns."""
     end = time.monotonic() + DEADLINE_S
     while not true():
         assert time.monotonic() < end, f"not within {DEADLINE_S} s: {seen()}"
@@ -46,7 +46,7 @@ def wait_until(
 
 
 def run_until(true: Callable[[], object]) -> list[int]:
-    """Runs processes, so that there is something to see, until it is true; their pids."""
+    """Runs processes until `true()` holds; returns their pids."""
     pids: list[int] = []
 
     def ran() -> bool:
@@ -57,12 +57,12 @@ def run_until(true: Callable[[], object]) -> list[int]:
     return pids
 
 
-# Numbers on x86-64 and, where it has the call, the generic ones.
+# System call numbers on x86-64, and on other architectures that have the call.
 _CALLS = {"epoll": {"232", "281", "22"}, "poll": {"7", "271", "73"}, "write": {"1", "64"}}
 
 
 def waits_in(call: str, pid: int | None, thread: int | None = None) -> bool:
-    """Whether a thread (by default the first) of a process (None: ours) sleeps in a system call."""
+    """Whether a thread (default: the first) of a process (None: ours) sleeps in a system call."""
     of = f"/proc/{pid or 'self'}"
     words = Path(f"{of}/task/{thread or pid or os.getpid()}/syscall").read_text().split()
     return words[0] in _CALLS[call]
@@ -70,7 +70,7 @@ def waits_in(call: str, pid: int | None, thread: int | None = None) -> bool:
 
 @contextlib.contextmanager
 def once_asleep(act: Callable[[], object]) -> Iterator[None]:
-    """Another thread acts as soon as the calling thread sleeps in a read."""
+    """Has another thread call `act()` as soon as the calling thread sleeps in a read."""
     reader = threading.get_native_id()
 
     def wait_and_act() -> None:
@@ -95,7 +95,7 @@ def join(*threads: threading.Thread) -> None:
 
 
 def run(*argv: str, **popen: Any) -> tuple[int, int]:
-    """Runs a program to its end; its pid and its status as wait4(2) gives it."""
+    """Runs a program to its end; returns its pid and its status as wait4(2) does."""
     path = shutil.which(argv[0])
     assert path, f"there is no program {argv[0]}"
     if popen:
@@ -107,7 +107,7 @@ def run(*argv: str, **popen: Any) -> tuple[int, int]:
 
 
 def status_of(pid: int | str = "self") -> dict[str, str]:
-    """/proc/PID/status."""
+    """The fields of /proc/PID/status."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
@@ -121,7 +121,7 @@ def open_descriptors() -> int:
 
 
 def preload(directory: Path, source: str, *defined: str) -> str:
-    """A library for LD_PRELOAD of this C source. Raises SkipTest where there is no compiler."""
+    """Compiles C source into a library for LD_PRELOAD. Raises SkipTest without a compiler."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise SkipTest("no C compiler")
@@ -133,7 +133,7 @@ def preload(directory: Path, source: str, *defined: str) -> str:
 
 
 class Command:
-    """A running command, `bootstrap` unless told otherwise, which ends with the test."""
+    """A running command, by default `bootstrap`, which ends with the `with` block."""
 
     def __init__(
         self, *arguments: str, program: Sequence[str] = ("-m", "pybootstrap"), **popen: object
@@ -159,7 +159,7 @@ class Command:
         assert line.startswith(b"TIME "), (line, self.end(signal.SIGKILL))
 
     def wait_for_tracing(self) -> None:
-        """Until its two programs are attached; it may have written nothing by then."""
+        """Waits until its two programs are attached; it may have written nothing by then."""
 
         def attached() -> bool:
             assert self.process.poll() is None, self.end()
@@ -168,7 +168,7 @@ class Command:
         wait_until(attached)
 
     def read_until(self, done: Callable[[bytes], object]) -> bytes:
-        """Reads whole lines of standard output until they are enough."""
+        """Reads whole lines of standard output until `done(output)` holds."""
         assert self.process.stdout is not None
         out, end = b"", time.monotonic() + DEADLINE_S
         while not (out.endswith(b"\n") and done(out)):
@@ -181,12 +181,12 @@ class Command:
         return out
 
     def stop(self) -> None:
-        """SIGSTOP, and until it is stopped."""
+        """Sends SIGSTOP and waits until the process is stopped."""
         self.process.send_signal(signal.SIGSTOP)
         wait_until(lambda: status_of(self.pid)["State"].startswith("T"))
 
     def end(self, signal: int | None = None) -> tuple[int, str, str]:
-        """Status and remaining output, after the signal if one is given."""
+        """Sends the signal, if one is given, and returns the status and remaining output."""
         if signal is not None:
             self.process.send_signal(signal)
         out, err = self.process.communicate(timeout=DEADLINE_S)
@@ -198,7 +198,7 @@ class Command:
 
 @contextlib.contextmanager
 def handler(number: signal.Signals, disposition: Any) -> Iterator[None]:
-    """A function, or SIG_DFL or SIG_IGN, which is inherited by what is started meanwhile."""
+    """Sets a signal's handler, or SIG_DFL or SIG_IGN, which processes started meanwhile inherit."""
     before = signal.signal(number, disposition)
     try:
         yield
@@ -208,7 +208,7 @@ def handler(number: signal.Signals, disposition: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alarms(function: Callable[..., Any], first_s: float, every_s: float = 0) -> Iterator[None]:
-    """Handles SIGALRM, which comes after so long and then again and again."""
+    """Handles SIGALRM, sent after `first_s` and then every `every_s`."""
     with handler(signal.SIGALRM, function):
         signal.setitimer(signal.ITIMER_REAL, first_s, every_s)
         try:
@@ -223,7 +223,7 @@ def alarms(function: Callable[..., Any], first_s: float, every_s: float = 0) -> 
 def collect(
     tracer: Tracer, done: Callable[[list[Event]], object], within_s: float = DEADLINE_S
 ) -> list[Event]:
-    """Reads until done(events so far) is true."""
+    """Reads until `done(events so far)` holds."""
     events: list[Event] = []
     end = time.monotonic() + within_s
     while not done(events):
@@ -233,7 +233,7 @@ def collect(
 
 
 def poll_until(tracer: Tracer, true: Callable[[], object]) -> int:
-    """Has events handed to the callback until it is true; how many they were."""
+    """Polls the Tracer until `true()` holds; returns how many events the callback got."""
     handed = 0
     end = time.monotonic() + DEADLINE_S
     while not true():
@@ -255,7 +255,7 @@ def execs(events: list[Event], pids: set[int]) -> list[ExecEvent]:
 
 
 def until_exit(*pids: int) -> Callable[[list[Event]], bool]:
-    """For `collect`: every one of these processes was seen to end."""
+    """For `collect`: whether each of these processes was seen to end."""
     return lambda events: {e.pid for e in exits(events, set(pids))} == set(pids)
 
 
@@ -264,12 +264,12 @@ def lost(events: list[Event]) -> int:
 
 
 def accounted(events: list[Event]) -> int:
-    """Of how many events the kernel's programs these tell, counting those that were lost."""
+    """How many events the BPF programs produced for these, including lost ones."""
     return sum(e.count if isinstance(e, LostEvent) else 1 for e in events)
 
 
 def assert_balanced(tracer: Tracer, events: list[Event]) -> None:
-    """After the end: what the kernel counted is what came, and what was reported to be lost."""
+    """At the end, the kernel's counters agree with the events received and those reported lost."""
     stats = tracer.stats
     received = sum(not isinstance(e, LostEvent) for e in events)
     assert (stats.received, stats.lost) == (received, lost(events)), stats
@@ -282,7 +282,7 @@ _IDS = re.compile(r"^(prog|map|link)_id:\t(\d+)$", re.MULTILINE)
 
 
 def bpftool(*words: str) -> Any:
-    """Its answer. Raises SkipTest where there is no bpftool."""
+    """Returns bpftool's answer. Raises SkipTest without bpftool."""
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     found = shutil.which("bpftool", path=path)
     if found is None:
@@ -293,12 +293,12 @@ def bpftool(*words: str) -> Any:
 
 
 def programs_here() -> int:
-    """How many programs a Tracer loads on this kernel: two, and from Linux 7.0 on each twice."""
+    """How many programs a Tracer loads on this kernel: two, or from Linux 7.0 on four."""
     return 4 if kernel_version() >= (7, 0) else 2
 
 
 def held_by(pid: int | str = "self") -> set[tuple[str, int]]:
-    """The kinds and ids of the BPF objects that a process, or every one for "[0-9]*", has open."""
+    """Kinds and ids of the BPF objects that a process ("[0-9]*": any process) has open."""
     held: set[tuple[str, int]] = set()
     for info in Path("/proc").glob(f"{pid}/fdinfo/*"):
         with contextlib.suppress(OSError):  # gone meanwhile
@@ -308,7 +308,7 @@ def held_by(pid: int | str = "self") -> set[tuple[str, int]]:
 
 @functools.cache
 def names() -> tuple[set[str], set[str]]:
-    """Those of our programs and maps, from the BPF sources, as the kernel shows them."""
+    """The names of our programs and maps, from the BPF sources, as the kernel shows them."""
     sources = Path(__file__).parents[1] / "bpf"
     text = "".join(path.read_text() for path in sources.glob("*.[ch]"))
     programs = re.findall(r'^SEC\("tp_btf/\w+"\)\nint (\w+)\(', text, re.MULTILINE)
@@ -318,7 +318,7 @@ def names() -> tuple[set[str], set[str]]:
 
 
 def in_kernel() -> set[tuple[str, int]]:
-    """The kinds and ids of all programs, maps and links there that are ours by their names."""
+    """Kinds and ids of all programs, maps and links in the kernel that have our names."""
     of_programs, of_maps = names()
     programs = {p["id"] for p in bpftool("prog", "list") if p.get("name") in of_programs}
     maps = {m["id"] for m in bpftool("map", "list") if m.get("name") in of_maps}
@@ -328,7 +328,7 @@ def in_kernel() -> set[tuple[str, int]]:
 
 
 def wait_until_gone(held: set[tuple[str, int]]) -> None:
-    """Until none of these objects is in the kernel."""
+    """Waits until none of these objects is in the kernel."""
 
     def left() -> set[tuple[str, int]]:
         kinds = ("prog", "map", "link")
@@ -338,7 +338,7 @@ def wait_until_gone(held: set[tuple[str, int]]) -> None:
 
 
 def assert_nothing_is_left() -> None:
-    """The kernel frees them a little later than the last descriptor is closed."""
+    """Waits, because the kernel frees objects a little after their last descriptor is closed."""
 
     def left() -> set[tuple[str, int]]:
         return in_kernel() - held_by("[0-9]*")
@@ -351,9 +351,9 @@ def assert_nothing_is_left() -> None:
 
 @contextlib.contextmanager
 def new_cgroup(name: str, controller: str = "") -> Iterator[Path]:
-    """Makes a cgroup, of v1 where that has the controller, and ends it with all below it.
+    """Makes a cgroup (v1 if that has the controller); at the end kills and removes all below it.
 
-    Raises SkipTest where that is not possible.
+    Raises SkipTest if that is not possible.
     """
     path = _cgroup_root(controller) / f"pybootstrap-{os.getpid()}-{name}"
     try:
@@ -378,7 +378,7 @@ def _cgroup_root(controller: str) -> Path:
 
 
 def _removed(path: Path) -> bool:
-    """Kills what is in it; an ended process may keep it busy for a moment."""
+    """Kills its processes and tries to remove it; an ended process may keep it busy briefly."""
     with contextlib.suppress(OSError):
         for pid in (path / "cgroup.procs").read_text().split():
             os.kill(int(pid), signal.SIGKILL)
@@ -389,7 +389,7 @@ def _removed(path: Path) -> bool:
     return not path.exists()
 
 
-# ---- Records, as the BPF programs would send them ----
+# ---- Records as the BPF programs send them ----
 
 
 def new_decoder() -> Decoder:
@@ -397,7 +397,7 @@ def new_decoder() -> Decoder:
 
 
 def _encoded(event: type[ProcessEvent], fields: dict[str, Any], tail: bytes) -> bytes:
-    """A record; its members are given as `process__pid=1`."""
+    """Encodes a record; its members are given as `process__pid=1`."""
     members: dict[str, Any] = {"header": {"kind": event.KIND}, "process": {}, "usage": {}}
     members["header"]["size"] = event.HEAD_SIZE + len(tail)
     for path, value in fields.items():
@@ -422,7 +422,7 @@ def exec_record(
     args: tuple[bytes, ...] = (b"sleep", b"1"),
     **fields: Any,
 ) -> bytes:
-    """One exec record; further members as `process__pid=1`."""
+    """An exec record; other members are given as `process__pid=1`."""
     return _record(ExecEvent, filename, args, fields)
 
 
@@ -431,15 +431,15 @@ def exit_record(
     args: tuple[bytes, ...] | None = (b"sleep", b"1"),
     **fields: Any,
 ) -> bytes:
-    """One exit record; further members as `status=256`."""
+    """An exit record; other members are given as `status=256`."""
     return _record(ExitEvent, filename, args, fields)
 
 
-# ---- What JSON objects stand for ----
+# ---- Values of JSON objects ----
 
 
 def exact_bytes(fields: dict[str, Any], name: str) -> Any:
-    """The bytes that a text of an object of `--json` stands for, or each of a list of texts."""
+    """The bytes behind a text member of a `--json` object, or behind each of a list of texts."""
     exact = fields.get(f"{name}_base64")
     if isinstance(fields[name], list):
         return list(map(b64decode, exact)) if exact else [text.encode() for text in fields[name]]
@@ -447,7 +447,7 @@ def exact_bytes(fields: dict[str, Any], name: str) -> Any:
 
 
 def ns_of(stamp: str | None) -> int:
-    """The ns since the epoch that a time of RFC 3339 stands for; 0 for none."""
+    """An RFC 3339 time in ns since the epoch; 0 for None."""
     if stamp is None:
         return 0
     seconds = calendar.timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""All tests here load real BPF programs. What is right is decided by wait4, /proc and counters."""
+"""All tests here load real BPF programs. wait4, /proc and counters are the witnesses."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def bootstrap() -> Iterator[Start]:
-    """Starts the command; whatever still runs at the end of the test is killed, by pid."""
+    """Starts the command; kills it at the end of the test if it still runs."""
     with contextlib.ExitStack() as stack:
         yield lambda *arguments, **popen: stack.enter_context(Command(*arguments, **popen))
 
 
 @pytest.fixture(scope="session")
 def feed(tmp_path_factory: pytest.TempPathFactory) -> Feed:
-    """Starts the synthetic source, for the one Tracer of the process with this id."""
+    """Starts the synthetic source for the only Tracer of the process with this id."""
     program = build(tmp_path_factory.mktemp("source"))
     return lambda pid: Source(program, pid)
 
 
 @pytest.fixture
 def trace(feed: Feed) -> Trace:
-    """Starts a Tracer and the source; all events are the source's, as init executes nothing."""
+    """Starts the source, and a Tracer that reports only its records and no real process."""
 
     @contextlib.contextmanager
     def start(**settings: Any) -> Iterator[tuple[Tracer, Source]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The command of another tool: forks.py OBJECT [OPTION...] shows the forks of one process."""
+"""The command of another tool: forks.py OBJECT [OPTION...] shows forks by one process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pybootstrap.engine.tracer import Tracer
 
 
 class Forks(Tracer):
-    """Its events are made from BTF."""
+    """Traces forks; its event classes are made from BTF."""
 
     def __init__(self, parent: int, **common: Any) -> None:
         super().__init__(**common)

@@ -30,7 +30,7 @@ class Size(IntEnum):
 
 
 class Sender(NamedTuple):
-    """Who sends what: see source.c."""
+    """Which CPU sends what: see source.c."""
 
     cpu: int
     number: int = 1
@@ -49,14 +49,14 @@ class Sender(NamedTuple):
 
 class Answer(NamedTuple):
     submitted_ns: int
-    """When the last record was submitted: wall clock."""
+    """The wall-clock time at which the last record was submitted."""
     produced: int
-    """The Tracer's counters by then."""
+    """The Tracer's counters at that time."""
     lost: int
 
 
 def build(directory: Path) -> Path:
-    """Compiles the source with what the package was built with; returns the program."""
+    """Compiles the source as the package was built; returns the program."""
     setup: Any = pytest.importorskip("setup", reason="needs what builds the package")
     unlinked, linked = directory / "source.unlinked.o", directory / "source.bpf.o"
     skeleton, program = directory / "source.skel.h", directory / "source"
@@ -76,10 +76,10 @@ def build(directory: Path) -> Path:
 
 
 class Source:
-    """The running program, which sends to the one Tracer of a process; in a `with` statement.
+    """The running program, in a `with` statement. It sends to the only Tracer of a process.
 
-    So that nothing else on the machine is measured, the calling thread runs on CPU B, because a
-    record that is delayed on A keeps A busy; and it and the program have real-time priority.
+    To keep other work out of the measurement, the program and the calling thread get real-time
+    priority, and the thread runs on CPU B, because a record that is delayed on A keeps A busy.
     """
 
     def __init__(self, program: Path, pid: int) -> None:
@@ -93,7 +93,7 @@ class Source:
         self.answer()
         self._affinity = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {B})
-        with contextlib.suppress(PermissionError):  # as some containers have it
+        with contextlib.suppress(PermissionError):  # some containers forbid it
             os.sched_setscheduler(self._process.pid, os.SCHED_FIFO, os.sched_param(1))
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(2))
         return self
@@ -104,19 +104,19 @@ class Source:
         self._process.communicate()
 
     def send(self, *senders: Sender, wait_ms: float = 0) -> None:
-        """Has all these send at once, after so long; returns at once. `answer()` comes next."""
+        """Lets all these send together after a delay; returns at once. Call `answer()` next."""
         order = "; ".join([str(int(wait_ms * 1000)), *map(str, senders)])
         assert self._process.stdin is not None
         self._process.stdin.write(order + "\n")
         self._process.stdin.flush()
 
     def sent(self, *senders: Sender) -> Answer:
-        """Has all these send at once, and waits until they have."""
+        """Lets all these send together, and waits until they have sent."""
         self.send(*senders)
         return self.answer()
 
     def answer(self) -> Answer:
-        """Waits until all have sent."""
+        """Waits until all of them have sent."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line, "the source of records has ended"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The cases for every kernel, on this one."""
+"""Runs the cases for every kernel on this one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""However a tracing process ends, forks or becomes another: nothing of ours stays in the kernel,
-and nobody who goes on is disturbed. What is in the kernel is what bpftool lists; who holds it is
-what /proc says of open descriptors.
+"""However a tracing process ends, forks or calls exec, nothing of ours stays in the kernel, and
+no surviving process is disturbed. bpftool tells what is in the kernel; open descriptors in /proc
+tell which process holds it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from tests.support import (
 )
 
 
-def test_what_is_ours_is_found_in_the_kernel() -> None:
-    """Else the other tests would find nothing for the wrong reason."""
+def test_our_objects_are_found_in_the_kernel() -> None:
+    """If they were not, the other tests would find nothing left for the wrong reason."""
     with Tracer():
         mine = held_by()
-        assert mine <= in_kernel()  # none has a name that is not looked for
+        assert mine <= in_kernel()  # in_kernel() knows all their names
         count = Counter(kind for kind, _ in mine)
         assert (count["prog"], count["link"]) == (2, 2)
         assert count["map"] >= 3
@@ -61,7 +61,7 @@ def test_what_is_ours_is_found_in_the_kernel() -> None:
 
 
 def start_script(script: str, *arguments: str, **popen: Any) -> subprocess.Popen[bytes]:
-    """Runs Python code that has a Tracer class and prints "ready" once it traces."""
+    """Starts Python code that uses Tracer and prints "ready" once it traces."""
     code = f"import os, signal, sys\nfrom pybootstrap import Tracer\n{script}"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
@@ -81,7 +81,7 @@ WITH = f"with Tracer(on_event=lambda e: None) as tracer:\n    {READY}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
-def test_the_command_is_ended_by_a_signal(bootstrap: Start, number: signal.Signals) -> None:
+def test_a_signal_ends_the_command(bootstrap: Start, number: signal.Signals) -> None:
     with handler(signal.SIGHUP, signal.SIG_DFL):
         command = bootstrap()
     command.wait_for_header()
@@ -90,14 +90,14 @@ def test_the_command_is_ended_by_a_signal(bootstrap: Start, number: signal.Signa
     status, out, err = command.end(number)
     if number == signal.SIGKILL:
         assert status == -number
-    else:  # and what it had gathered is printed first
+    else:  # it prints what has gathered before it ends
         assert (status, out.count(f" {pid} ")) == (0, 2)
     assert err == ""
     assert_nothing_is_left()
 
 
-def test_the_terminal_is_closed(bootstrap: Start) -> None:
-    """With events that it has gathered, and can show to nobody any more."""
+def test_the_command_ends_when_its_terminal_is_closed(bootstrap: Start) -> None:
+    """It has gathered events that it can no longer print."""
     terminal, inner = os.openpty()
     with handler(signal.SIGHUP, signal.SIG_DFL):
         command = bootstrap(stdout=inner, start_new_session=True)
@@ -120,7 +120,7 @@ def a_socket() -> tuple[int, int]:
 def test_an_idle_command_notices_that_its_reader_left(
     bootstrap: Start, channel: Callable[[], tuple[int, int]]
 ) -> None:
-    """It has nothing to write, and no session, so no SIGHUP either."""
+    """It has nothing to write, and no session, so it gets no SIGHUP either."""
     ours, its = channel()
     command = bootstrap("-d", str(ONE_HOUR_MS), stdout=its, start_new_session=True)
     os.close(its)
@@ -132,7 +132,7 @@ def test_an_idle_command_notices_that_its_reader_left(
 
 
 def test_an_idle_command_sleeps(bootstrap: Start) -> None:
-    """Its output is watched, not asked again and again."""
+    """It watches its output without polling."""
     command = bootstrap("-d", str(ONE_HOUR_MS))
     command.wait_for_header()
     wait_until(lambda: waits_in("epoll", command.pid))
@@ -142,11 +142,11 @@ def test_an_idle_command_sleeps(bootstrap: Start) -> None:
         return status["voluntary_ctxt_switches"], status["nonvoluntary_ctxt_switches"]
 
     before = switches()
-    time.sleep(1)  # that nothing happens meanwhile is what is tested
+    time.sleep(1)  # the test is that nothing happens meanwhile
     assert switches() == before
 
 
-def test_the_command_goes_on_under_nohup(bootstrap: Start) -> None:
+def test_the_command_survives_sighup_under_nohup(bootstrap: Start) -> None:
     with handler(signal.SIGHUP, signal.SIG_IGN):
         command = bootstrap("--latency", "0")
     command.wait_for_header()
@@ -157,8 +157,8 @@ def test_the_command_goes_on_under_nohup(bootstrap: Start) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGQUIT])
-def test_a_script_is_ended_by_a_signal(number: signal.Signals) -> None:
-    """One that handles no signal, so all but SIGINT end it on the spot."""
+def test_a_signal_ends_a_script(number: signal.Signals) -> None:
+    """The script handles no signal, so every signal except SIGINT ends it at once."""
     process = start_script(f"{WITH}    tracer.run()")
     process.send_signal(number)
     process.communicate(timeout=DEADLINE_S)
@@ -204,7 +204,7 @@ def test_a_script_ends(script: str, status: int, said: str) -> None:
     assert_nothing_is_left()
 
 
-def test_an_open_tracer_at_the_end_is_warned_of() -> None:
+def test_a_tracer_left_open_at_exit_warns() -> None:
     code = "from pybootstrap import Tracer\ntracer = Tracer().start()"
     ended = subprocess.run(
         [sys.executable, "-X", "dev", "-c", code], capture_output=True, check=True, text=True
@@ -215,10 +215,10 @@ def test_an_open_tracer_at_the_end_is_warned_of() -> None:
     assert_nothing_is_left()
 
 
-# ---- The process becomes another program ----
+# ---- The process calls exec ----
 
 
-def test_exec_of_the_tracing_process() -> None:
+def test_exec_of_the_tracing_process_leaves_nothing() -> None:
     process = start_script(f"{WITH}    os.execv('/bin/sleep', ['sleep', '60'])")
     try:
         wait_until(lambda: status_of(process.pid)["Name"] == "sleep")
@@ -229,7 +229,7 @@ def test_exec_of_the_tracing_process() -> None:
         process.communicate()
 
 
-def test_a_tracing_process_starts_itself_again() -> None:
+def test_a_tracing_process_can_execute_itself_again() -> None:
     script = (
         f"{WITH}    if len(sys.argv) == 1:\n"
         "        os.execv(sys.executable, [sys.executable, '-c', sys.orig_argv[2], 'again'])\n"
@@ -253,7 +253,7 @@ def test_a_tracing_process_starts_itself_again() -> None:
 
 @contextlib.contextmanager
 def child_of_a_fork() -> Iterator[list[int]]:
-    """A child that waits until the with block ends; yields its pid."""
+    """Forks a child that waits until the with block ends; yields its pid."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -269,12 +269,12 @@ def child_of_a_fork() -> Iterator[list[int]]:
 
 
 def in_child(act: Callable[[], object]) -> int:
-    """Forks, has the child act, and returns its exit status: 99 when act raised."""
+    """Forks, calls act() in the child, and returns its exit status: 99 if act() raised."""
     pid = os.fork()
     if pid == 0:
         status = 99
         try:
-            signal.alarm(20)  # should it hang
+            signal.alarm(20)  # in case it hangs
             act()
             status = 0
         except SystemExit as end:
@@ -284,14 +284,14 @@ def in_child(act: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def goes_on(tracer: Tracer) -> None:
-    """The tracer sees what happens, and its descriptor is quiet when nothing does."""
+def assert_still_tracing(tracer: Tracer) -> None:
+    """Checks that the tracer still sees events."""
     pid, _ = run("/bin/true")
     assert len(exits(collect(tracer, until_exit(pid)), {pid})) == 1
 
 
 def is_quiet(tracer: Tracer) -> bool:
-    """For a tracer that gets no events: nobody woke it for good."""
+    """Whether the descriptor of a tracer that gets no events is not readable."""
     poller = select.poll()
     poller.register(tracer.fileno(), select.POLLIN)
     return not poller.poll(300)
@@ -314,12 +314,12 @@ def test_a_child_cannot_disturb_its_parents_tracer(act: Callable[[Tracer], objec
     with Tracer() as tracer, Tracer(min_duration_ms=ONE_HOUR_MS) as quiet:
         assert in_child(lambda: (act(tracer), act(quiet))) == 0
         assert is_quiet(quiet)
-        goes_on(tracer)
+        assert_still_tracing(tracer)
         assert len({n for kind, n in held_by(os.getpid()) if kind == "link"}) == 4
 
 
 def test_a_child_forgets_its_parents_tracer() -> None:
-    """Without a ResourceWarning, which here is an error: it is not the child's to close."""
+    """No ResourceWarning (an error here), because closing it is not the child's duty."""
     tracers = [Tracer().start(), Tracer(min_duration_ms=ONE_HOUR_MS).start()]
 
     def forget() -> None:
@@ -328,12 +328,12 @@ def test_a_child_forgets_its_parents_tracer() -> None:
 
     assert in_child(forget) == 0
     assert is_quiet(tracers[1])
-    goes_on(tracers[0])
+    assert_still_tracing(tracers[0])
     for tracer in tracers:
         tracer.close()
 
 
-def test_a_child_ends_as_an_interpreter_does() -> None:
+def test_sys_exit_in_a_child_does_not_disturb_the_parents_tracer() -> None:
     script = (
         "tracer = Tracer(min_duration_ms=3_600_000).start()\n"
         "if os.fork() == 0:\n    sys.exit(0)\n"
@@ -358,7 +358,7 @@ USES: dict[str, Callable[[Tracer], object]] = {
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
-def test_a_child_is_told(use: Callable[[Tracer], object]) -> None:
+def test_a_child_that_uses_the_tracer_gets_an_error(use: Callable[[Tracer], object]) -> None:
     def act() -> None:
         with pytest.raises(StateError, match=r"parent|once"):
             use(tracer)
@@ -369,23 +369,23 @@ def test_a_child_is_told(use: Callable[[Tracer], object]) -> None:
         tracer.poll(timeout=DEADLINE_S)
 
 
-def test_a_child_makes_its_own() -> None:
+def test_a_child_can_make_a_tracer_of_its_own() -> None:
     def act() -> None:
         with Tracer() as own:
-            goes_on(own)
+            assert_still_tracing(own)
 
     with Tracer() as tracer:
         assert in_child(act) == 0
-        goes_on(tracer)
+        assert_still_tracing(tracer)
 
 
-def test_a_child_that_lives_on_holds_nothing() -> None:
-    """Else the programs would run for as long as it does."""
+def test_a_surviving_child_holds_no_bpf_objects() -> None:
+    """If it held descriptors, the programs would run as long as the child."""
     with Tracer(), child_of_a_fork() as (child,):
         wait_until(lambda: not held_by(child), lambda: held_by(child))
 
 
-def test_the_parent_ends_and_its_child_lives_on() -> None:
+def test_nothing_is_left_if_the_parent_ends_before_its_child() -> None:
     script = (
         f"tracer = Tracer().start()\n"
         f"child = os.fork()\n"
@@ -405,7 +405,7 @@ def test_the_parent_ends_and_its_child_lives_on() -> None:
 
 
 def test_a_fork_while_another_thread_reads() -> None:
-    """The lock that it holds has no owner in the child."""
+    """The lock that the other thread holds has no owner in the child."""
     seen: list[Event] = []
     with Tracer() as tracer:
         reader = threading.Thread(target=lambda: seen.extend(tracer))
@@ -420,7 +420,7 @@ def test_a_fork_while_another_thread_reads() -> None:
 
 
 def test_a_fork_in_the_callback() -> None:
-    """A child that returns from it gets no more of its parent's events."""
+    """A child that returns from the callback gets no more of its parent's events."""
     children: list[int] = []
     handed: list[Event] = []
 

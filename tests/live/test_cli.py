@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The command: its output, its ends, its exit statuses."""
+"""The command: its output, how it ends, and its exit statuses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LINE = re.compile(
 
 
 def lines_of(output: str, pid: int) -> list[str]:
-    """Event and last column of the lines of one process; every line must have the right form."""
+    """Event and last column of one process's lines; checks the form of every line."""
     found = []
     for line in output.splitlines():
         if line + "\n" == HEADER:
@@ -78,7 +78,7 @@ def test_count(bootstrap: Start) -> None:
     assert len(out.splitlines()) == 3
 
 
-def test_output_comes_at_once_through_a_pipe(bootstrap: Start) -> None:
+def test_output_through_a_pipe_is_not_delayed(bootstrap: Start) -> None:
     command = bootstrap()
     command.wait_for_header()
     run("/bin/true")
@@ -101,16 +101,16 @@ def test_a_closed_pipe_ends_it_quietly(bootstrap: Start) -> None:
 def test_a_signal_at_any_moment_ends_it_and_leaves_nothing(
     bootstrap: Start, number: signal.Signals
 ) -> None:
-    """Also during start-up. Until main() runs, the interpreter itself answers to the signal."""
+    """Also during start-up, although the interpreter handles the signal until main() runs."""
     for delay_ms in range(0, 300, 30):
         command = bootstrap()
-        time.sleep(delay_ms / 1000)  # whatever it has come to
+        time.sleep(delay_ms / 1000)  # any moment of its start-up
         status, _, err = command.end(number)
         assert status == 0 or not re.search(r'(cli|command)\.py", line \d+, in main', err), err
     assert_nothing_is_left()
 
 
-# Sends itself SIGINT at an import, the one of that number after the module of the command.
+# Sends itself SIGINT at the N-th import after that of the command's module.
 STRIKES = """
 import __future__, os, sys
 import pybootstrap
@@ -129,7 +129,7 @@ sys.exit(3 if left > 0 else status)
 
 
 def test_a_signal_during_any_import_ends_it_quietly() -> None:
-    """Of main(), that is, and its module has none; what is before, the interpreter answers."""
+    """During main(), that is: the interpreter itself handles a signal before that."""
     number = 0
     while True:
         number += 1
@@ -137,7 +137,7 @@ def test_a_signal_during_any_import_ends_it_quietly() -> None:
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode == 3:
             break
-        # 1: in the check, of which 0 would say that all is well.
+        # 1: during --check, where 0 would mean that the machine can trace.
         assert (ended.returncode in {0, 1}, ended.stderr) == (True, ""), number
     assert number > 20
 
@@ -157,13 +157,13 @@ sys.exit(status)
         assert ended.stderr.count("\n") == (status != 0)
 
 
-def test_standard_output_closed(bootstrap: Start) -> None:
+def test_closed_standard_output_is_an_error(bootstrap: Start) -> None:
     status, _, err = bootstrap("-n", "1", stdout=None, preexec_fn=lambda: os.close(1)).end()
     assert (status, err.count("\n")) == (74, 1)
 
 
 @pytest.mark.parametrize("option", ["-n1", "--help", "--version", "--check"])
-def test_standard_output_full(bootstrap: Start, option: str) -> None:
+def test_full_standard_output_is_an_error(bootstrap: Start, option: str) -> None:
     with Path("/dev/full").open("wb") as full:
         status, _, err = bootstrap(option, stdout=full).end()
     assert status == 74

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The command that any tool gets of the engine: that of forks.py. Who was forked says fork(2)."""
+"""The command that the engine gives any tool, here forks.py; fork(2) is the witness."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def forks_object(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def forks(forks_object: Path) -> Iterator[Start]:
-    """Starts the command; it sees the forks of this process."""
+    """Starts the command, which shows forks by this process."""
     with contextlib.ExitStack() as stack:
 
         def start(*arguments: str, object_file: Path | None = forks_object) -> Command:
@@ -64,7 +64,7 @@ def test_lines_until_a_signal(forks: Start) -> None:
     wait_until_gone(held)
 
 
-def test_as_many_as_asked_for_as_json_into_a_file(forks: Start, tmp_path: Path) -> None:
+def test_count_json_and_output_file(forks: Start, tmp_path: Path) -> None:
     command = forks("-j", "-n", "3", "-o", str(tmp_path / "forks"))
     wait_for_tracing(command)
     children = [fork() for _ in range(5)]
@@ -76,7 +76,7 @@ def test_as_many_as_asked_for_as_json_into_a_file(forks: Start, tmp_path: Path) 
     ]
 
 
-def test_text_by_itself_names_every_field(forks: Start) -> None:
+def test_default_text_names_every_field(forks: Start) -> None:
     command = forks("--plain", "-n", "1")
     assert command.read_until(bool).decode() == "TIME     EVENT            FIELDS\n"
     child = fork()
@@ -108,7 +108,7 @@ def test_losses_are_reported_when_they_happen_and_at_the_end(forks: Start) -> No
     )
 
 
-def test_the_check_is_of_the_tool(forks: Start) -> None:
+def test_check_names_the_tool(forks: Start) -> None:
     status, out, err = forks("--check").end()
     assert (status, err) == (0, "")
     said = "ok      tracing: ring buffer and programs work; so do forks"
@@ -116,7 +116,7 @@ def test_the_check_is_of_the_tool(forks: Start) -> None:
 
 
 def test_its_name_and_version(forks: Start) -> None:
-    status, out, _ = forks("--version", object_file=None).end()  # not even what it needs
+    status, out, _ = forks("--version", object_file=None).end()  # without its object, too
     assert status == 0
     assert out.startswith("forks 7.1 (libbpf v")
     assert forks("--help").end()[1].startswith("usage: forks [-h] [--of PID] [--plain] [-j]")
@@ -139,7 +139,7 @@ def test_errors_are_one_line_with_its_name(
     assert err.splitlines()[-1].startswith(f"forks: {said}")
 
 
-def test_an_object_that_is_none(forks: Start) -> None:
+def test_a_file_that_is_no_object_is_an_error(forks: Start) -> None:
     status, _, err = forks(object_file=Path(__file__)).end()
     assert (status, err.count("\n")) == (1, 1)
     assert err.startswith("forks: ")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What the events say, against what the parent and /proc say."""
+"""Compares events with what the parent and /proc report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import collect, execs, exits, of_pids, run, status_of, until_
 
 
 def same_time(one_ns: int, other_ns: int) -> bool:
-    """Wall clock may be slewed between two reads, by far less than this."""
+    """Allows for slewing of the wall clock between two reads, which is far less."""
     return abs(one_ns - other_ns) < 1_000_000
 
 
@@ -55,7 +55,7 @@ def test_every_event_once_in_order_with_the_right_identity(tmp_path: Path) -> No
         assert same_time(ended.duration_ns, ended.time_ns - executed.time_ns)
 
 
-def test_the_identity_of_a_running_process_is_what_proc_says() -> None:
+def test_the_identity_of_a_running_process_agrees_with_proc() -> None:
     with Tracer() as tracer:
         pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], os.environ)
         (event,) = execs(collect(tracer, lambda seen: bool(execs(seen, {pid}))), {pid})
@@ -74,7 +74,7 @@ def test_the_identity_of_a_running_process_is_what_proc_says() -> None:
     assert event.ns_pid == int(status["NSpid"].split()[-1])
 
 
-def test_another_user_and_group() -> None:
+def test_a_process_of_another_user_and_group() -> None:
     nobody = pwd.getpwnam("nobody")
     with Tracer() as tracer:
         pid = os.fork()
@@ -92,7 +92,7 @@ def test_another_user_and_group() -> None:
 @pytest.mark.parametrize(
     "script", ["exit 0", "exit 3", "exit 255", "kill -KILL $$", "kill -TERM $$", "kill -37 $$"]
 )
-def test_status_is_that_of_wait4(script: str) -> None:
+def test_status_agrees_with_wait4(script: str) -> None:
     with Tracer() as tracer:
         pid, status = run("/bin/sh", "-c", script)
         (event,) = exits(collect(tracer, until_exit(pid)), {pid})
@@ -111,7 +111,7 @@ def test_a_process_that_never_called_exec_counts_from_its_start() -> None:
         os._exit(7)
     os.close(gate)
     with Tracer() as tracer:
-        time.sleep(0.3)  # the least that it must count
+        time.sleep(0.3)  # the minimum duration
         os.close(opener)
         os.wait4(pid, 0)
         (event,) = exits(collect(tracer, until_exit(pid)), {pid})
@@ -145,7 +145,7 @@ def test_a_short_process_is_filtered_in_the_kernel() -> None:
         events = collect(tracer, until_exit(pid))
         tracer.stop()
         events += tracer.read()
-        assert tracer.stats.produced == len(events)  # what crossed the ring buffer
+        assert tracer.stats.produced == len(events)  # nothing else crossed the ring buffer
     (event,) = exits(events, {pid})
     assert execs(events, {pid}) == []
     assert event.args == ("/bin/sleep", "0.2")  # kept in the kernel
@@ -154,14 +154,14 @@ def test_a_short_process_is_filtered_in_the_kernel() -> None:
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 129, 255, 256, 257, 4000])
 def test_long_file_names(tmp_path: Path, length: int) -> None:
-    """Through every size of record, and of memory for the exit, to about PATH_MAX."""
+    """Covers every size of record, and of kept text, up to about PATH_MAX."""
     directory = tmp_path
     while len(str(directory)) + 202 < length:
         directory /= "d" * 200
     directory.mkdir(parents=True, exist_ok=True)
     name = "f" * max(1, length - len(str(directory)) - 1)
     program = directory / name
-    # os.copyfile would do, but for names near PATH_MAX only relative to a directory.
+    # Not shutil.copyfile: names near PATH_MAX work only relative to a directory.
     shutil.copy("/bin/true", program)
     with Tracer() as tracer:
         pid, _ = run(str(program), "x" * length)
@@ -186,7 +186,7 @@ def test_too_many_arguments_are_cut_and_marked() -> None:
         assert event.args == tuple(kept)
 
 
-def test_a_script_is_named_and_its_interpreter_seen_in_the_arguments(tmp_path: Path) -> None:
+def test_a_script_has_its_own_name_and_its_interpreters_arguments(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/bin/sh -e\nexit 4\n")
     script.chmod(0o755)
@@ -199,7 +199,7 @@ def test_a_script_is_named_and_its_interpreter_seen_in_the_arguments(tmp_path: P
     assert ended.args == executed.args
 
 
-def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     program = os.fsencode(tmp_path) + b"/\xff\n\x1b[31m"
     shutil.copy(b"/bin/true", program)
     argument = b"\x80\xfe\t"
@@ -222,7 +222,7 @@ def test_without_args_the_records_are_small() -> None:
     assert (ended.filename, ended.args) == (None, None)
 
 
-def test_a_failed_exec_is_no_event() -> None:
+def test_a_failed_exec_causes_no_event() -> None:
     with Tracer() as tracer:
         pid = os.fork()
         if pid == 0:
@@ -235,7 +235,7 @@ def test_a_failed_exec_is_no_event() -> None:
     assert [type(e) for e in events] == [ExitEvent]
 
 
-def test_threads_are_no_processes() -> None:
+def test_threads_cause_no_events() -> None:
     code = "import threading\nfor _ in range(20): threading.Thread(target=print).start()"
     with Tracer() as tracer:
         pid, _ = run(sys.executable, "-c", code, stdout=subprocess.DEVNULL)
@@ -244,7 +244,7 @@ def test_threads_are_no_processes() -> None:
 
 
 def test_records_hold_no_stale_memory() -> None:
-    """The ring is reused many times; no event may carry a piece of an earlier one."""
+    """The ring is reused many times, and no event may contain a piece of an earlier one."""
     marker = "m" * 3000
     with Tracer(ring_size=64 * 1024) as tracer:
         for _ in range(40):
@@ -257,7 +257,7 @@ def test_records_hold_no_stale_memory() -> None:
 
 
 BTF = Path("/sys/kernel/btf/vmlinux")
-# Names of equal length, so that nothing else in the kernel's type information changes.
+# Names of equal length, so that nothing else in the kernel's BTF changes.
 LACKING = {b"\0read_bytes\0": b"\0gone_bytes\0", b"\0cgroups\0": b"\0gone_gr\0"}
 TRACE = """
 import json, os
@@ -270,8 +270,8 @@ print(json.dumps(ended.asdict()))
 """
 
 
-def test_a_kernel_that_keeps_less(tmp_path: Path) -> None:
-    """As CONFIG_TASK_IO_ACCOUNTING and CONFIG_CGROUPS leave it: by a BTF without those members."""
+def test_a_kernel_without_io_accounting_and_cgroups(tmp_path: Path) -> None:
+    """Simulates a kernel built without these options by BTF without their members."""
     types = BTF.read_bytes()
     for name, other in LACKING.items():
         assert types.count(name) == 1

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Every EXEC and EXIT against what wait4(2) and the processes themselves say.
+"""Compares every EXEC and EXIT with what wait4(2) and the processes themselves report.
 
-PYBOOTSTRAP_EXACTNESS sets how many processes the generated workload makes at least, and
+PYBOOTSTRAP_EXACTNESS sets the minimum number of processes of the generated workload, and
 PYBOOTSTRAP_EXACTNESS_SEED its seed.
 """
 
@@ -66,7 +66,7 @@ def test_trap(site: Site, trap: str) -> None:
     check_script(site, TRAPS[trap])
 
 
-def test_comparison_notices_what_is_wrong(site: Site) -> None:
+def test_the_comparison_finds_differences(site: Site) -> None:
     recording = record(site, [Script.of("exec exit 3", 1, 2)])
     event = exit_of_first(recording)
     others = [e for e in recording.events if e is not event]
@@ -104,7 +104,7 @@ HERD = 20_000
 
 
 def room_for_herd() -> str:
-    """Why 20,000 more processes cannot live here; an empty string when they can."""
+    """Why this machine cannot have 20,000 more processes; empty if it can."""
     alive = sum(len(os.listdir(f"/proc/{p}/task")) for p in _pids())
     needed = HERD + alive + 1000
     for name in ("pid_max", "threads-max"):
@@ -139,7 +139,7 @@ def test_20000_processes_alive_at_once(site: Site) -> None:
 
 
 def test_cpu_time_and_memory(site: Site) -> None:
-    """wait4's word is compared by check_script(); these are the figures that the script sets."""
+    """check_script() compares with wait4; this compares with the figures that the script sets."""
     recording = check_script(site, Script.of("touch 200 burn 300 4 exit 0"))
     reaped = recording.witness.of(0)[0].reaped
     assert reaped["user_us"] + reaped["system_us"] >= 300_000

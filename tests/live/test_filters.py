@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Filters: what they refuse, that one that is off leaves nothing in the program, and the options.
+"""Filters: values they refuse, the cost of unused ones, and the options of the command.
 
-What they let through: cases.py.
+cases.py checks what they let through.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from tests.support import bpftool, held_by, run
         ({"cgroups": ["/tmp"]}, "cgroup v2"),
     ],
 )
-def test_wrong_values(settings: dict[str, object], message: str) -> None:
+def test_wrong_values_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(SettingError, match=message), Tracer(**settings):  # type: ignore[arg-type]
         pass
 
 
 def translated_bytes(tracer: Tracer) -> int:
-    """The length of the programs after the verifier has removed what cannot run."""
+    """The length of the programs after the verifier has removed dead code."""
     with tracer:
         ids = {number for kind, number in held_by() if kind == "prog"}
         return sum(bpftool("prog", "show", "id", str(number))["bytes_xlated"] for number in ids)
@@ -64,13 +64,13 @@ def test_a_filter_that_is_off_leaves_no_instruction() -> None:
     assert translated_bytes(Tracer(args=False, failed=True)) < plain  # no exec is sent at all
 
 
-def test_a_user_with_too_many_digits_is_one_line(bootstrap: Start) -> None:
+def test_a_user_id_with_too_many_digits_is_an_error(bootstrap: Start) -> None:
     status, out, err = bootstrap("-u", "9" * 5000).end()
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "there is no user" in err
 
 
-def test_the_options(bootstrap: Start) -> None:
+def test_the_options_filter_as_the_settings_do(bootstrap: Start) -> None:
     command = bootstrap("-x", "-u", "root", "-c", "sh", "--ppid", str(os.getpid()))
     command.wait_for_header()
     run("/bin/false")

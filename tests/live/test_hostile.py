@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Processes as an adversary would write them: names, arguments and numbers of them.
+"""Hostile processes: their names, their arguments and their number.
 
-What must hold: one line of text for each event, without a byte that a terminal would obey; valid
-JSON that gives back every byte; books that balance.
+What must hold: each event is one line of text without a byte that controls a terminal; JSON is
+valid and preserves every byte; the counters balance.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def utf8(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(name="programs")
 def make_programs(tmp_path: Path) -> dict[str, bytes]:
-    """A program of each hostile name; a slash cannot be in one."""
+    """Makes a program of each hostile name, except those with a slash."""
     programs = {}
     for what, name in HOSTILE.items():
         path = os.fsencode(tmp_path) + b"/" + name.replace(b"/", b"_")
@@ -78,7 +78,7 @@ def make_programs(tmp_path: Path) -> dict[str, bytes]:
 
 
 def spawn(path: bytes, argv: Sequence[bytes] | None) -> int:
-    """Runs a program to its end, with any argv: none at all, or NULL instead of a list."""
+    """Runs a program to its end with any argv, even an empty one or NULL."""
     none = ctypes.POINTER(ctypes.c_char_p)()
     words = none if argv is None else (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
     environ = (ctypes.c_char_p * 2)(b"X=\x1b[31m\n\xff", None)
@@ -92,7 +92,7 @@ def spawn(path: bytes, argv: Sequence[bytes] | None) -> int:
 
 
 def end_as(comm: bytes) -> int:
-    """A process that calls itself so before it ends."""
+    """Runs a process that sets this comm before it ends."""
     pid = os.fork()
     if pid == 0:
         os._exit(0 if libc.prctl(PR_SET_NAME, comm, 0, 0, 0) == 0 else 1)
@@ -102,7 +102,7 @@ def end_as(comm: bytes) -> int:
 
 
 def output_of(command: Command) -> tuple[list[bytes], list[str]]:
-    """All lines of standard output, and those of standard error, after a proper end."""
+    """Ends the command properly; all lines of standard output and standard error."""
     command.process.send_signal(signal.SIGTERM)
     out, err = command.process.communicate(timeout=DEADLINE_S)
     assert command.process.returncode == 0, err
@@ -116,7 +116,7 @@ def output_of(command: Command) -> tuple[list[bytes], list[str]]:
 
 @pytest.mark.usefixtures("utf8")
 @pytest.mark.parametrize("options", [[], ["--args"], ["--long"], ["--long", "--args"]])
-def test_text_is_one_printable_line_an_event(
+def test_text_has_one_printable_line_per_event(
     bootstrap: Start, programs: dict[str, bytes], options: list[str]
 ) -> None:
     command = bootstrap(*options)
@@ -156,7 +156,7 @@ def test_json_gives_back_every_byte(
     bootstrap: Start, programs: dict[str, bytes], locale: str
 ) -> None:
     environ = {**os.environ, "LC_ALL": locale}
-    if locale == "C":  # and Python is not to help itself out of it
+    if locale == "C":  # keep Python from switching to UTF-8
         environ |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = bootstrap("--json", env=environ)
     command.wait_for_tracing()
@@ -183,7 +183,7 @@ def test_json_gives_back_every_byte(
 
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_name_changed_before_the_end(name: bytes) -> None:
-    """The exec has the first name, the exit the last."""
+    """The exec has the first name, the exit the last one."""
     change = "import ctypes, sys; ctypes.CDLL(None).prctl(15, bytes.fromhex(sys.argv[1]), 0, 0, 0)"
     with Tracer() as tracer:
         pid = spawn(
@@ -197,7 +197,7 @@ def test_a_name_changed_before_the_end(name: bytes) -> None:
     assert seen[0].args == seen[1].args
 
 
-def test_no_name_at_all() -> None:
+def test_an_empty_name() -> None:
     with Tracer() as tracer:
         pid = end_as(b"")
         (event,) = exits(collect(tracer, until_exit(pid)), {pid})
@@ -238,7 +238,7 @@ TOO_LONG = {
 
 
 @pytest.mark.parametrize("argv", TOO_LONG.values(), ids=TOO_LONG.keys())
-def test_arguments_that_are_cut_say_so_and_are_right_up_to_there(argv: list[bytes]) -> None:
+def test_arguments_are_marked_if_cut_and_right_up_to_there(argv: list[bytes]) -> None:
     with Tracer() as tracer:
         pid = spawn(b"/bin/true", argv)
         events = of_pids(collect(tracer, until_exit(pid)), {pid})
@@ -255,8 +255,8 @@ def test_arguments_that_are_cut_say_so_and_are_right_up_to_there(argv: list[byte
 
 
 @pytest.mark.parametrize("argv", [[], None], ids=["argv[0] is NULL", "argv is NULL"])
-def test_no_arguments_at_all(argv: list[bytes] | None) -> None:
-    """Since Linux 5.18 the kernel makes that one empty argument."""
+def test_an_empty_argument_list(argv: list[bytes] | None) -> None:
+    """Since Linux 5.18 the kernel turns it into one empty argument."""
     release = os.uname().release.split(".")
     with Tracer() as tracer:
         pid = spawn(b"/bin/true", argv)
@@ -282,7 +282,7 @@ def test_the_command_shows_any_arguments(bootstrap: Start, options: list[str]) -
 
 
 def test_thousands_of_short_processes() -> None:
-    """The shell counts them; every second one calls exec."""
+    """The shell counts its processes; every second one calls exec."""
     count = 2000
     script = f"i=0; while [ $i -lt {count} ]; do (:); /bin/true; i=$((i+1)); done; echo $i"
     with Tracer() as tracer:
@@ -312,7 +312,7 @@ while True:
 """
 
 # Starts the bomb in a cgroup, ends it once it has met its limit, and counts how many processes have
-# ended: all orphans come to it.
+# ended, because it adopts all orphans.
 KEEPER = """
 import ctypes, os, pathlib, signal, sys, time
 group, bomb = pathlib.Path(sys.argv[1]), sys.argv[2]
@@ -355,7 +355,7 @@ print(ended)
 
 @pytest.fixture
 def pids_cgroup() -> Iterator[Path]:
-    """A new cgroup that allows 64 tasks; v1 or v2, whichever counts them here."""
+    """A new cgroup, v1 or v2, that allows 64 tasks."""
     with new_cgroup("bomb", "pids") as group:
         (group / "pids.max").write_text("64")
         yield group

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 """Signals, handlers, threads and tasks that interrupt a Tracer at the worst moment: a reader ends
-when it is told, and no call crashes the interpreter or waits for ever.
+when it is told to, and no call crashes the interpreter or waits forever.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ ENDINGS = int(os.environ.get("PYBOOTSTRAP_ENDINGS", "40"))  # runs of the comman
 
 
 class AlarmError(Exception):
-    """What the handler of SIGALRM raises."""
+    """The exception that the handler of SIGALRM raises."""
 
 
 def raise_alarm(*_: object) -> None:
     raise AlarmError
 
 
-# pytest-timeout's own way is SIGALRM, too.
+# By default pytest-timeout uses SIGALRM, too.
 uses_alarm = pytest.mark.timeout(method="thread")
 
 
@@ -70,7 +70,7 @@ def quiet() -> Iterator[Tracer]:
 @uses_alarm
 @pytest.mark.parametrize("timeout", [5.0, None])
 def test_no_signal_is_swallowed_around_the_sleep(quiet: Tracer, timeout: float | None) -> None:
-    """A timer fires at any moment from before the call to well into its sleep."""
+    """A timer fires at every moment from before the call to well into its sleep."""
     sleeps, swallowed = 0, 0
     with handler(signal.SIGALRM, raise_alarm):
         for number in range(10_000):
@@ -86,12 +86,12 @@ def test_no_signal_is_swallowed_around_the_sleep(quiet: Tracer, timeout: float |
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
     assert swallowed == 0
-    assert sleeps > 100  # it did get as far as the sleep
-    assert quiet.read(0) == []  # and whatever was interrupted, it still works
+    assert sleeps > 100  # some timers fired during the sleep
+    assert quiet.read(0) == []  # it still works
 
 
 def test_a_signal_that_another_thread_gets_ends_the_read(quiet: Tracer) -> None:
-    """The kernel may give it to any thread; the handler runs in the main thread."""
+    """The kernel may deliver it to any thread; the handler runs in the main thread."""
     blocked = threading.Event()
     end = threading.Event()
 
@@ -120,7 +120,7 @@ def test_a_signal_that_another_thread_gets_ends_the_read(quiet: Tracer) -> None:
 
 
 @uses_alarm
-def test_a_wakeup_fd_of_others_stays_and_gets_its_signals(quiet: Tracer) -> None:
+def test_the_programs_own_wakeup_fd_is_kept_and_gets_its_signals(quiet: Tracer) -> None:
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
     before = signal.set_wakeup_fd(theirs)
@@ -147,12 +147,12 @@ def test_no_wakeup_fd_is_left_behind(quiet: Tracer) -> None:
     assert signal.set_wakeup_fd(-1) == -1
 
 
-# ---- The command ends when it is told ----
+# ---- The command ends when it is told to ----
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_ends_whenever_it_is_told(bootstrap: Start, number: signal.Signals) -> None:
-    """0 to 20 ms after an event that it prints, and while records gather."""
+    """At a random moment up to 20 ms after it prints an event, and while records gather."""
     for _ in range(ENDINGS):
         command = bootstrap("--latency", "8")
         command.wait_for_header()
@@ -171,7 +171,7 @@ def test_the_command_ends_whenever_it_is_told(bootstrap: Start, number: signal.S
 def test_blocked_streams_do_not_keep_it_alive(
     bootstrap: Start, feed: Feed, streams: tuple[str, ...]
 ) -> None:
-    """Losses are reported to a standard error that nobody reads and that is full."""
+    """It reports losses to a full standard error that nobody reads."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
@@ -201,7 +201,7 @@ def test_blocked_streams_do_not_keep_it_alive(
 
 
 class At:
-    """Calls a function at the n-th instruction of the package's Python code, as a handler would."""
+    """Calls a function at the n-th bytecode instruction of the package, as a handler would."""
 
     def __init__(self, number: int, function: Callable[[], object]) -> None:
         self.left = number
@@ -241,13 +241,13 @@ CALLS: dict[str, Callable[[Tracer], object]] = {
 }
 
 
-# Of the long ones not every instruction: each try starts a Tracer.
+# Long calls skip instructions, because each try starts a Tracer.
 STEPS = {"read": 3, "poll": 3, "stats": 13, "close": 13}
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_close_at_every_instruction(name: str) -> None:
-    """Whatever a handler interrupts: the Tracer is closed in the end, and nothing crashes."""
+    """Whatever the handler interrupts, the Tracer is closed in the end and nothing crashes."""
     number, interrupted = 0, True
     step = STEPS.get(name, 1)
     while interrupted:
@@ -283,7 +283,7 @@ def test_calls_of_many_threads_while_it_is_closed() -> None:
                 call(tracer)
         except StateError:
             pass
-        except BaseException as error:  # whatever it is, the test is to see it
+        except BaseException as error:  # the test must see any exception
             errors.append(error)
 
     for _ in range(10):
@@ -302,20 +302,20 @@ def test_calls_of_many_threads_while_it_is_closed() -> None:
 
 
 @uses_alarm
-def test_a_handler_cannot_read_what_its_victim_reads(trace: Trace) -> None:
-    """And nothing of the interrupted read's events is lost."""
+def test_a_handler_cannot_read_while_it_interrupts_a_read(trace: Trace) -> None:
+    """And the interrupted read loses no events."""
     refused: list[str] = []
     events: list[Event] = []
 
     def nested(*_: object) -> None:
         try:
-            events.extend(tracer.read(0))  # when it interrupts something else
+            events.extend(tracer.read(0))  # works if it interrupts something else
         except StateError as error:
             refused.append(str(error))
 
     def read() -> bool:
         events.extend(tracer.read(0.1))
-        # The handler may have read all of them: then it interrupts the reads that wait in vain.
+        # If the handler has read all of them, it interrupts reads that wait in vain.
         return bool(refused) and len(events) == 400
 
     with trace(max_latency_ms=1) as (tracer, source):
@@ -331,7 +331,7 @@ def test_a_handler_cannot_read_what_its_victim_reads(trace: Trace) -> None:
 @uses_alarm
 @pytest.mark.parametrize("way", ["read", "next"])
 def test_a_handler_that_raises_loses_no_events(trace: Trace, way: str) -> None:
-    """Wherever in the package it comes; what was given out already is the caller's matter."""
+    """Wherever it interrupts the package; the caller keeps what was already returned."""
 
     def interrupt(_: object, frame: FrameType | None) -> None:
         if frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
@@ -374,7 +374,7 @@ async def events_of(tracer: Tracer) -> list[Event]:
 
 
 async def waiting(tracer: Tracer) -> asyncio.Task[list[Event]]:
-    """A task that iterates over it, once the task waits for events (or has ended)."""
+    """Starts a task that iterates over it; returns once the task waits for events or has ended."""
     task = asyncio.create_task(events_of(tracer))
     blocked = partial(getattr, task, "_fut_waiter")
     while not (task.done() or blocked()):  # noqa: ASYNC110 - nothing tells of it
@@ -405,7 +405,7 @@ def test_leaving_the_block_wakes_the_task_that_waits() -> None:
     assert asyncio.run(main()) == [[]]
 
 
-def test_a_second_task_that_waits_is_told() -> None:
+def test_a_second_waiting_task_gets_an_error() -> None:
     async def main() -> list[Any]:
         async with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
             tasks = [await waiting(tracer) for _ in range(2)]
@@ -418,8 +418,8 @@ def test_a_second_task_that_waits_is_told() -> None:
     assert "task" in str(second)
 
 
-def test_nobody_reads_while_a_task_waits() -> None:
-    """Else the task would be the one to get the error."""
+def test_reading_while_a_task_waits_is_an_error() -> None:
+    """The reader gets the error, not the waiting task."""
 
     async def main() -> list[Any]:
         async with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
@@ -449,11 +449,11 @@ def test_a_cancelled_task_makes_room_for_another() -> None:
     assert asyncio.run(main()) == [[]]
 
 
-# ---- What a review found ----
+# ---- Found by a review ----
 
 
 def test_a_read_by_another_thread_while_it_starts() -> None:
-    """It is told that the Tracer was not started, until it is."""
+    """It gets StateError until the Tracer has started."""
     tracers: list[Tracer] = []
     errors: list[BaseException] = []
     done = threading.Event()
@@ -483,7 +483,7 @@ def test_a_read_by_another_thread_while_it_starts() -> None:
 
 @uses_alarm
 def test_a_handler_closes_one_tracer_while_another_starts() -> None:
-    """And a thread reads the first: no lock is waited for in a circle."""
+    """A thread reads the first Tracer meanwhile; there is no deadlock."""
     for number in range(8):
         first = Tracer(min_duration_ms=ONE_HOUR_MS).start()
         thread = threading.Thread(target=list, args=[first], daemon=True)
@@ -496,14 +496,14 @@ def test_a_handler_closes_one_tracer_while_another_starts() -> None:
 
 
 @uses_alarm
-def test_it_starts_although_signals_keep_coming() -> None:
+def test_a_tracer_starts_while_signals_keep_coming() -> None:
     with alarms(lambda *_: None, 0.002, 0.002):
         for _ in range(5):
             Tracer().start().close()
 
 
 def test_a_child_of_a_thread_that_forks_has_no_wakeup_fd(quiet: Tracer) -> None:
-    """Its next descriptor would get the bytes."""
+    """Otherwise its next descriptor would get the bytes."""
     statuses: list[int] = []
 
     def fork() -> None:
@@ -518,7 +518,7 @@ def test_a_child_of_a_thread_that_forks_has_no_wakeup_fd(quiet: Tracer) -> None:
     assert statuses == [0]
 
 
-def test_children_of_forks_hold_no_descriptors_while_threads_use_it() -> None:
+def test_forked_children_hold_no_descriptors_of_a_tracer_in_use() -> None:
     held: list[int] = []
     done = threading.Event()
     tracers = [Tracer()]
@@ -541,7 +541,7 @@ def test_children_of_forks_hold_no_descriptors_while_threads_use_it() -> None:
     threads = [threading.Thread(target=target) for target in (use, use, fork)]
     for thread in threads:
         thread.start()
-    end = time.monotonic() + 4  # in which forks meet the starts at many moments
+    end = time.monotonic() + 4  # enough for forks at many moments of a start
     while time.monotonic() < end:
         tracers.append(Tracer(ring_size=65536, max_processes=16))
         with contextlib.suppress(StateError):
@@ -554,7 +554,7 @@ def test_children_of_forks_hold_no_descriptors_while_threads_use_it() -> None:
 
 
 def test_threading_imported_outside_of_the_main_thread() -> None:
-    """Python before 3.13 then takes that thread for the main one."""
+    """Python before 3.13 then mistakes that thread for the main thread."""
     code = (
         "import _thread\n"
         "def use():\n"
@@ -583,7 +583,7 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 
 def test_a_terminal_that_takes_a_little_and_then_nothing(bootstrap: Start, feed: Feed) -> None:
-    """Its write(2) blocks although it polled as writable; PEP 475 would go on with it."""
+    """write(2) blocks although poll(2) said writable; PEP 475 would resume it after a signal."""
     master, slave = pty.openpty()
     try:
         command = bootstrap("--json", "--pid", "1", stdout=slave)
@@ -592,7 +592,7 @@ def test_a_terminal_that_takes_a_little_and_then_nothing(bootstrap: Start, feed:
             source.sent(Sender(A, 1000))
         wait_until(lambda: waits_in("write", command.pid) or waits_in("poll", command.pid))
         command.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: catches(command.pid, signal.SIGALRM))  # it knows, and has patience
+        wait_until(lambda: catches(command.pid, signal.SIGALRM))  # it has got the signal and waits
         os.read(master, 1000)
         begin = time.monotonic()
         command.process.wait(DEADLINE_S)
@@ -603,7 +603,7 @@ def test_a_terminal_that_takes_a_little_and_then_nothing(bootstrap: Start, feed:
 
 
 @pytest.mark.parametrize("option", ["-V", "-h", "--check", "-n1"])
-def test_closed_standard_output_is_one_sentence(option: str) -> None:
+def test_closed_standard_output_is_reported_in_one_sentence(option: str) -> None:
     ended = subprocess.run(
         ["/bin/sh", "-c", f'"$0" -m pybootstrap {option} >&-', sys.executable],
         capture_output=True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Machines that are not like this one, as far as that can be brought about here."""
+"""Machines unlike this one, as far as they can be simulated here."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ print(json.dumps({
     "before": before, "after": after, "ended": ended, "stats": stats, "programs": names
 }))
 """
-# Stands between libbpf and the kernel. NO_JIT: refuses programs with a callback, as a kernel does
-# that has no JIT. FULL: the map "claims" has no room; and the kernel says to be 7.0, which uses it.
+# Sits between libbpf and the kernel. NO_JIT: refuses programs with a callback, as a kernel without
+# JIT does. FULL: the map "claims" has no room, and the kernel claims to be 7.0, which uses it.
 BETWEEN = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -123,7 +123,7 @@ long syscall(long number, ...)
 
 
 def traced(*command: str, **environ: str) -> dict[str, Any]:
-    """What a script says that traces 20 processes in surroundings of its own."""
+    """The output of a script that traces 20 processes in an environment of its own."""
     done = subprocess.run(
         [*command, sys.executable, "-c", TRACE],
         env={**os.environ, **environ},
@@ -156,7 +156,7 @@ def test_an_event_whose_claim_fails_is_counted_as_missed(tmp_path: Path) -> None
 
 
 def dated_right(said: dict[str, Any]) -> bool:
-    slack_ns = 10**6  # where the offset of our own time namespace is measured
+    slack_ns = 10**6  # for measuring the offset of our own time namespace
     times = [event["time_ns"] for event in said["ended"]]
     first, last = said["before"] - slack_ns, said["after"] + slack_ns
     return len(times) == 20 and all(first < ns < last for ns in times)

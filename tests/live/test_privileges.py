@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Giving up root, tracing without it, and whose rights an output file is opened with."""
+"""Giving up root, tracing without root, and whose rights an output file is opened with."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SUDO = {"SUDO_UID": str(NOBODY.pw_uid), "SUDO_GID": str(NOBODY.pw_gid)}
         ({}, [], 0),
     ],
 )
-def test_privileges_are_given_up_and_tracing_goes_on(
+def test_tracing_continues_after_privileges_are_given_up(
     bootstrap: Start, environ: dict[str, str], arguments: list[str], uid: int
 ) -> None:
     command = bootstrap(*arguments, env={**os.environ, **environ})
@@ -52,7 +52,7 @@ def test_privileges_are_given_up_and_tracing_goes_on(
     assert len(re.findall(rf"^\S+ E\w+ +true +{pid} ", out, re.MULTILINE)) == 2
 
 
-def test_an_output_file_is_the_invoking_users(bootstrap: Start, tmp_path: Path) -> None:
+def test_an_output_file_belongs_to_the_invoking_user(bootstrap: Start, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     forbidden, allowed = tmp_path / "root", tmp_path / "nobody"
     forbidden.mkdir(mode=0o700)
@@ -71,14 +71,14 @@ def test_an_output_file_is_the_invoking_users(bootstrap: Start, tmp_path: Path) 
     assert len((allowed / "x").read_text().splitlines()) == 3
 
 
-def test_a_fifo_that_nobody_reads(bootstrap: Start, tmp_path: Path) -> None:
+def test_a_fifo_without_reader_is_an_error(bootstrap: Start, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     status, _, err = bootstrap("-o", str(tmp_path / "fifo")).end()
     assert (status, err.count("\n")) == (74, 1)
 
 
 def output_of(command: list[str]) -> str:
-    """What it prints until it ends by itself, well, while processes start and end."""
+    """The output of a command that must end by itself with status 0 while processes come and go."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run_until(lambda: process.poll() is not None)
     out, err = process.communicate()
@@ -87,7 +87,7 @@ def output_of(command: list[str]) -> str:
 
 
 def test_a_plain_user_with_two_capabilities_can_trace() -> None:
-    """CAP_BPF and CAP_PERFMON are enough: root, with everything else taken away."""
+    """CAP_BPF and CAP_PERFMON are enough: every other right is taken away."""
     prefix = ["setpriv", "--bounding-set=-all,+bpf,+perfmon"]
     out = output_of([*prefix, sys.executable, "-m", "pybootstrap", "-n", "2"])
     assert len(out.splitlines()) == 3
@@ -105,7 +105,7 @@ def test_check_without_privilege() -> None:
 
 
 def test_strict(bootstrap: Start, feed: Feed) -> None:
-    """Nobody reads standard output until far more has happened than fits into the ring."""
+    """Nobody reads standard output until far more events have come than the ring holds."""
     reading, writing = os.pipe()
     command = bootstrap("-j", "--strict", "-p", "1", "--ring-size", "64K", stdout=writing)
     os.close(writing)
@@ -177,7 +177,7 @@ def test_another_process_of_its_user_cannot_take_its_descriptors() -> None:
             taker = [*as_nobody(TAKER), str(service.pid), fd]
             return subprocess.run(taker, capture_output=True, check=True, text=True).stdout.strip()
 
-        assert take() == "taken"  # else the refusal below says nothing
+        assert take() == "taken"  # or the refusal below would mean nothing
         service.stdin.write("\n")
         service.stdin.flush()
         assert service.stdout.readline() == "given up\n"
@@ -186,10 +186,10 @@ def test_another_process_of_its_user_cannot_take_its_descriptors() -> None:
     assert service.returncode == 0
 
 
-def test_an_output_file_is_the_invoking_users_whoever_the_command_becomes(
+def test_an_output_file_is_opened_as_the_invoking_user_despite_run_as(
     bootstrap: Start, tmp_path: Path
 ) -> None:
-    """A rule of sudoers(5) for this one command must not become the right to write any file."""
+    """A sudoers(5) rule for this one command must not grant the right to write any file."""
     tmp_path.chmod(0o700)
     path = tmp_path / "x"
     environ = {**os.environ, **SUDO}
@@ -205,7 +205,7 @@ def test_standard_output_can_be_named(bootstrap: Start) -> None:
     assert command.end(signal.SIGTERM)[0] == 0
 
 
-def test_ids_that_are_none() -> None:
+def test_invalid_ids_from_sudo_are_refused() -> None:
     for number in ("4294967295", "4294967296", "9" * 5000):
         for environ in ({**SUDO, "SUDO_UID": number}, {**SUDO, "SUDO_GID": number}):
             with pytest.raises(SettingError, match="unset them"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Processes whose ids fall on the same slot of the process table do not disturb each other."""
+"""Processes that share a slot of the process table do not disturb each other."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.support import (
     wait_until,
 )
 
-# With so few slots ids that are equal modulo 64 have the same one.
+# With so few slots, ids that are equal modulo 64 share one.
 FEW = 64
 
 
 def start(remainder: int | None, *argv: str) -> subprocess.Popen[bytes]:
-    """Starts a program under an id that has this remainder; any for None."""
+    """Starts a program under an id with this remainder (None: any)."""
     while True:
         process = subprocess.Popen(argv, stdin=subprocess.PIPE)
         if remainder is None or process.pid % FEW == remainder:
@@ -39,12 +39,12 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_for_sleep(process: subprocess.Popen[bytes]) -> None:
-    """Until its last program runs."""
+    """Waits until the process runs sleep, its last program."""
     wait_until(lambda: status_of(process.pid)["Name"] == "sleep")
 
 
 def remembered(name: str) -> set[int]:
-    """The process ids that are keys of all maps of this name."""
+    """The process ids that are keys of the maps with this name."""
     maps = [m["id"] for m in bpftool("map", "list") if m.get("name") == name]
     assert maps
     return {e["formatted"]["key"] for i in maps for e in bpftool("map", "dump", "id", str(i))}
@@ -79,8 +79,8 @@ def test_a_slot_changes_hands(args: bool) -> None:
         assert [ended[pid].args for pid in pids] == [("sleep", n) for n in ("60", "61", "62")]
 
 
-def test_texts_that_change_their_place() -> None:
-    """Short, long and short again, with a slot and without: only the last one is kept."""
+def test_text_is_kept_through_execs_with_short_and_long_text() -> None:
+    """Short, long and short again, with a slot and without one; only the last text is kept."""
     script = 'case ${#1} in 1) exec sh -c "$0" "$0" "$(printf %01000d)";; *) exec sleep 60; esac'
     with Tracer(max_processes=FEW) as tracer:
         first = start(None, "sh", "-c", script, script, "x")
@@ -104,7 +104,7 @@ def test_many_processes_on_few_slots() -> None:
     count = 500
     script = f"i=0; while [ $i -lt {count} ]; do /bin/true $i; i=$((i+1)); done"
     with Tracer(max_processes=FEW) as tracer:
-        # All slots are taken when it begins, and are free before it ends.
+        # All slots are taken when it starts, and free before it ends.
         idle = [start(None, "sleep", "60") for _ in range(FEW // 2)]
         shells = [subprocess.Popen(["sh", "-c", script]) for _ in range(4)]
         parents = {shell.pid for shell in shells}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The first command and the Python snippets of README run as written, and print what happens."""
+"""The first command and the Python snippets of README run as written and print events."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ README = Path(__file__).parents[2] / "README.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def test_the_first_command_shows_events_where_nothing_else_happens() -> None:
-    """It takes them from commands of its own, which end with it."""
-    # "make test" may have started us: this make is not to know.
+def test_the_first_command_shows_events_on_an_idle_machine() -> None:
+    """It runs commands itself, which end with it."""
+    # Hide the variables of a "make test" that may have started us.
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     shown = subprocess.run(
         ["make", "run", "ARGS="],
@@ -42,7 +42,7 @@ def test_there_are_snippets() -> None:
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_snippet(snippet: str, tmp_path: Path) -> None:
-    """It prints a process that runs `sleep 0.1 ...` with a word of our own, within the deadline."""
+    """Within the deadline it prints a process that has a word of ours among its arguments."""
     word = f"{os.getpid()}.0"
     script = tmp_path / "snippet.py"
     script.write_text(snippet)

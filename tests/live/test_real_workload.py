@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""A workload that nobody here wrote, stress-ng, with a witness in the kernel: process accounting.
+"""A workload that nobody here wrote, stress-ng; the kernel's process accounting is the witness.
 
 The kernel writes a record of acct(5) for each process that ends. Each must have its EXIT, with the
 same status, name and user; and there must be no other EXITs. PYBOOTSTRAP_STRESS_S=60 runs it longer
@@ -29,13 +29,13 @@ from pybootstrap import ExitEvent, Stats, Tracer
 from tests.support import DEADLINE_S, collect, run, wait_until
 
 SECONDS = int(os.environ.get("PYBOOTSTRAP_STRESS_S", "3"))
-USER = 64_997  # of nobody else, so that nothing else on the machine counts
+USER = 64_997  # an id that nobody else uses, which excludes other processes
 STRESSORS = (
     *("fork", "vfork", "clone", "pthread", "exec"),
     *("kill", "zombie", "exit-group", "sigsegv", "daemon"),
 )
 
-# Where distributions keep it. acct(2) cannot be asked whether it is on.
+# Where distributions keep it, because acct(2) cannot tell whether accounting is on.
 _IN_USE = ("/var/log/account/pacct", "/var/account/pacct")
 
 # struct acct_v3 of linux/acct.h; no padding.
@@ -44,7 +44,7 @@ _AFORK = 0x01  # forked and did not exec
 
 
 class Ended(NamedTuple):
-    """What both have to say about the end of a process."""
+    """What both witnesses must agree on about the end of a process."""
 
     status: int
     comm: bytes
@@ -59,7 +59,7 @@ def accounting(path: Path | None) -> None:
 
 
 def in_use() -> bool:
-    """Whether this machine accounts its processes itself, which we would end."""
+    """Whether this machine already accounts its processes, which we would stop."""
     files = [Path(name) for name in _IN_USE if Path(name).exists()]
     before = [path.stat().st_size for path in files]
     run("/bin/true")
@@ -84,7 +84,7 @@ def accounted(path: Path) -> Iterator[None]:
 
 
 def of_user() -> list[str]:
-    """The processes of the user that are still there, zombies too."""
+    """The user's remaining processes, including zombies."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -106,7 +106,7 @@ def start_stress(directory: str) -> subprocess.Popen[bytes]:
 
 
 def end_stress(process: subprocess.Popen[bytes]) -> None:
-    """Ends all that the user still has, however the test went."""
+    """Ends all remaining processes of the user, however the test went."""
     process.terminate()
     patience = time.monotonic() + DEADLINE_S / 2
 
@@ -120,7 +120,7 @@ def end_stress(process: subprocess.Popen[bytes]) -> None:
 
 
 def trace_stress(path: Path) -> tuple[dict[int, list[ExitEvent]], Stats]:
-    """Runs it, accounted to the file at this path; its EXITs by pid, and the Tracer's counters."""
+    """Runs stress-ng, accounted to this file; returns its EXITs by pid, and the counters."""
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         tracer = stack.enter_context(Tracer(users=[USER], ring_size=2**26, max_processes=2**17))
@@ -144,7 +144,7 @@ def trace_stress(path: Path) -> tuple[dict[int, list[ExitEvent]], Stats]:
 
 
 def records(path: Path) -> Iterator[tuple[int, bool, Ended]]:
-    """Of each process of the user: its id, whether it ever called exec, and how it ended."""
+    """For each process of the user: its id, whether it ever called exec, and how it ended."""
     for flag, version, _, status, uid, _, pid, *others in _ACCT.iter_unpack(path.read_bytes()):
         if version & 0x0F != 3:
             pytest.skip("this kernel writes records without pids (CONFIG_BSD_PROCESS_ACCT_V3)")
@@ -167,7 +167,7 @@ def test_each_process_of_stress_ng_ends_once(tmp_path: Path) -> None:
         expected[pid] += 1
         if number < len(seen[pid]):
             event = seen[pid][number]
-            # AFORK stays set when another thread than the first has called exec.
+            # AFORK stays set if a thread other than the first called exec.
             if ending(event) != end or (executed and event.duration_since != "exec"):
                 different.append((event, executed, end))
     exits = Counter({pid: len(events) for pid, events in seen.items()})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The agreement between ring and reader (bpf/ring.bpf.h), with a synthetic source of records."""
+"""The protocol between ring and reader (bpf/ring.bpf.h), with a synthetic source of records."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tests.live.conftest import Trace
 from tests.live.source import A, B, Sender, Size
 from tests.support import DEADLINE_S, accounted, collect, lost, status_of, wait_until
 
-SLACK_MS = 250  # what an overloaded machine may add
+SLACK_MS = 250  # what an overloaded machine may add to the bound
 MISSED_S = 2.0  # a reader that sleeps longer than this has missed its wake-up
-QUIET_MS = 40  # before records are sent, so that the reader sleeps and its timer is off
+QUIET_MS = 40  # before records are sent, so that the reader sleeps and its timer is off by then
 SMALL_RING = 64 * 1024
 
 two_cpus = pytest.mark.skipif(A == B, reason="needs two CPUs")
 
 
 def numbers(events: list[Event], cpu: int) -> list[int]:
-    """Which records of the sender on this CPU have come, in the order of their arrival."""
+    """The numbers of the records from the sender on this CPU, in order of arrival."""
     return [e.pid for e in events if isinstance(e, ExecEvent) and e.ppid == cpu]
 
 
 def switches() -> int:
-    """How often this thread has gone to sleep."""
+    """How many times this thread has gone to sleep."""
     return int(status_of("thread-self")["voluntary_ctxt_switches"])
 
 
@@ -47,7 +47,7 @@ def switches() -> int:
 def test_a_record_delayed_at_the_head_of_the_ring_wakes_the_reader(
     trace: Trace, bound_ms: int, delay_ms: int, others: int
 ) -> None:
-    """A has reserved; B reserves and submits behind it; A submits after the delay."""
+    """A reserves; B reserves and submits behind it; A submits after the delay."""
     with trace(max_latency_ms=bound_ms) as (tracer, source):
         for _ in range(5):
             delayed = Sender(A, hold=others, delay_ms=delay_ms)
@@ -64,7 +64,7 @@ def test_a_record_delayed_at_the_head_of_the_ring_wakes_the_reader(
 
 @two_cpus
 def test_a_record_left_behind_by_a_batch_does_not_wait_for_the_bound_again(trace: Trace) -> None:
-    """B's first record wakes the reader; when that takes its batch, A has reserved only."""
+    """B's first record wakes the reader; when the reader takes its batch, A has only reserved."""
     bound_ms = 400
     with trace(max_latency_ms=bound_ms) as (tracer, source):
         delayed = Sender(A, after=1, hold=2, delay_ms=bound_ms * 7 / 8 + 20)
@@ -107,7 +107,7 @@ def test_a_ring_that_fills_up_does_not_wait_for_the_bound(
 
 
 def test_a_burst_costs_one_batch_and_two_switches(trace: Trace) -> None:
-    """The first record wakes the reader, and the timer when the others have gathered."""
+    """The first record wakes the reader, and so does the timer once the others have gathered."""
     with trace(max_latency_ms=150) as (tracer, source):
         for _ in range(5):
             source.send(Sender(A, 50, pace_ms=0.2), wait_ms=QUIET_MS)
@@ -125,17 +125,17 @@ def test_a_quiet_machine_costs_nothing_after_a_burst(trace: Trace) -> None:
         collect(tracer, lambda events: len(events) == 50)
         before = switches()
         assert tracer.read(timeout=1) == []
-        assert switches() - before <= 1  # when it falls asleep
+        assert switches() - before <= 1  # to fall asleep
 
 
 def kernel_wakeups() -> int | None:
-    """How many interrupts there were that wake up readers of rings; None: not counted here."""
+    """How many interrupts for wake-ups of rings there were; None if they are not counted here."""
     found = re.search(r"^ *IWI:([ \d]+)", Path("/proc/interrupts").read_text(), re.MULTILINE)
     return sum(map(int, found[1].split())) if found else None
 
 
 def test_a_reader_that_does_not_run_is_not_woken_for_each_record(trace: Trace) -> None:
-    """Its callback is busy meanwhile, so the ring overflows; every record is accounted for."""
+    """The callback is busy meanwhile, so the ring overflows; every record is accounted for."""
     seen: list[Event] = []
     woken: list[int | None] = []
 
@@ -167,7 +167,7 @@ def test_a_reader_that_does_not_run_is_not_woken_for_each_record(trace: Trace) -
 def read_paced(tracer: Tracer, busy_s: float) -> Iterator[list[Event]]:
     while True:
         yield tracer.read(timeout=DEADLINE_S)
-        time.sleep(busy_s)  # that it takes time is what is tested
+        time.sleep(busy_s)  # the test is of a caller that takes time
 
 
 def select_paced(tracer: Tracer, busy_s: float) -> Iterator[list[Event]]:
@@ -180,7 +180,7 @@ def select_paced(tracer: Tracer, busy_s: float) -> Iterator[list[Event]]:
 
 
 def lateness_of(batches: Iterator[list[Event]], count: int) -> list[float]:
-    """Of so many events, how late each came, in ms."""
+    """How late each of `count` events came, in ms."""
     late: list[float] = []
     while len(late) < count:
         events = next(batches)
@@ -199,7 +199,7 @@ async def lateness_in_asyncio(tracer: Tracer, count: int) -> list[float]:
 
 
 def assert_within(bound_ms: int, late: list[float]) -> None:
-    """All with slack, and most without: one that gathers for too long cannot pass."""
+    """All come within the bound plus slack, most without slack, so gathering too long fails."""
     assert max(late) <= bound_ms + SLACK_MS
     assert sorted(late)[len(late) * 8 // 10] <= bound_ms
 
@@ -209,7 +209,7 @@ def assert_within(bound_ms: int, late: list[float]) -> None:
 def test_no_event_waits_longer_than_the_bound(
     trace: Trace, way: Callable[[Tracer, float], Iterator[list[Event]]], busy_s: float
 ) -> None:
-    """Nor when the program is busy with the batch before, for less than the bound."""
+    """Also if the program is busy with the previous batch for less than the bound."""
     with trace(max_latency_ms=50) as (tracer, source):
         batches = way(tracer, busy_s)
         source.send(Sender(A, 100, pace_ms=5))
@@ -242,7 +242,7 @@ def assert_losses_in_place(events: list[Event], stats: Stats) -> None:
 
 
 def gaps(events: list[Event]) -> list[tuple[int, int, int]]:
-    """For each LostEvent the numbers of the records before and after it, and its count."""
+    """For each LostEvent: the numbers of the records before and after it, and its count."""
     found = []
     for i, event in enumerate(events):
         if isinstance(event, LostEvent):
@@ -253,10 +253,10 @@ def gaps(events: list[Event]) -> list[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("ring_size", [SMALL_RING, 1024 * 1024])
-def test_a_loss_is_told_between_the_events_before_and_after_it(
+def test_a_loss_is_reported_between_the_events_before_and_after_it(
     trace: Trace, ring_size: int
 ) -> None:
-    """The large ring holds more than one batch: then the next record tells of the loss."""
+    """The large ring holds more than one batch, so the next record carries the loss."""
     with trace(ring_size=ring_size, max_latency_ms=0) as (tracer, source):
         source.send(Sender(A, 6000))
         first = source.answer()
@@ -271,12 +271,12 @@ def test_a_loss_is_told_between_the_events_before_and_after_it(
 
 
 @two_cpus
-def test_a_loss_comes_after_a_record_that_was_delayed_before_it(trace: Trace) -> None:
-    """A has reserved; B fills the ring behind it until records are lost; then A submits."""
+def test_a_loss_is_reported_after_a_record_delayed_before_it(trace: Trace) -> None:
+    """A reserves; B fills the ring behind it until records are lost; then A submits."""
     with trace(ring_size=SMALL_RING, max_latency_ms=0) as (tracer, source):
         source.send(Sender(A, hold=600, delay_ms=100), Sender(B, 600, after=1))
         wait_until(lambda: tracer.stats.produced == 601, lambda: tracer.stats)
-        events = tracer.read(timeout=0)  # nothing: A's record is the next
+        events = tracer.read(timeout=0)  # nothing, because A's record comes first
         events += collect(tracer, lambda more: accounted(events + more) == 601)
         source.answer()
         source.send(Sender(B))
@@ -288,8 +288,8 @@ def test_a_loss_comes_after_a_record_that_was_delayed_before_it(trace: Trace) ->
     assert gaps(events) == [(600 - count, 1, count)]
 
 
-def test_a_record_that_tells_of_less_than_was_told_before(trace: Trace) -> None:
-    """Its reservation was delayed between the look at the counter and its place in the ring."""
+def test_a_record_with_an_older_loss_counter_reports_no_loss(trace: Trace) -> None:
+    """Its reservation was delayed between reading the counter and getting a place in the ring."""
     with trace(ring_size=SMALL_RING, max_latency_ms=0) as (tracer, source):
         source.send(Sender(A, 600))
         source.answer()

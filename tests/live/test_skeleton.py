@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Tools that are not linked in: forks.bpf.c, opened from the bytes of its object file."""
+"""Tools that are not linked in, here forks.bpf.c, opened from the bytes of its object file."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tests.support import bpftool, held_by, wait_until_gone
 
 
 def compiled(directory: Path, source: str, *options: str) -> bytes:
-    """The object of a source in this directory, as a tool's build makes it."""
-    import setup  # knows which libbpf
+    """Compiles a source of this directory as a tool's build does."""
+    import setup  # it knows which libbpf to use
 
     output = directory / "unlinked.o"
     includes = [f"-I{ROOT / place}" for place in ("vmlinux", "bpf")]
@@ -62,7 +62,7 @@ def fork() -> int:
 # ---- Variables, maps, programs ----
 
 
-def test_names_are_those_of_the_object(skeleton: Skeleton) -> None:
+def test_names_come_from_the_object(skeleton: Skeleton) -> None:
     assert dir(skeleton.progs) == ["on_fork", "on_packet"]
     assert dir(skeleton.maps) == ["counts", "pairs", "rb"]
     assert {"only_parent", "pair", "flag", "wakeup_bytes"} <= set(dir(skeleton.rodata))
@@ -78,7 +78,7 @@ def test_names_are_those_of_the_object(skeleton: Skeleton) -> None:
     ]
 
 
-def test_variables_have_the_types_of_c(skeleton: Skeleton) -> None:
+def test_variables_have_their_c_types(skeleton: Skeleton) -> None:
     assert (skeleton.rodata.flag, skeleton.data.level, skeleton.bss.seen) == (True, -5, 0)
     skeleton.rodata.pair = {"left": -3, "right": b"\1\2\3"}
     assert skeleton.rodata.pair == {"left": -3, "right": b"\1\2\3"}
@@ -128,7 +128,7 @@ def test_a_map_is_a_mapping(skeleton: Skeleton) -> None:
         pairs.max_entries = 9
 
 
-def test_a_map_of_each_cpu_gives_a_list(skeleton: Skeleton) -> None:
+def test_a_per_cpu_map_gives_lists(skeleton: Skeleton) -> None:
     skeleton.load()
     counts = skeleton.maps.counts
     cpus = len(counts[0])
@@ -158,7 +158,7 @@ def test_programs_attach_where_their_section_says(skeleton: Skeleton) -> None:
     assert skeleton.bss.seen == 10
 
 
-def test_a_program_is_attached_to_an_interface(skeleton: Skeleton) -> None:
+def test_a_program_attaches_to_an_interface(skeleton: Skeleton) -> None:
     program = skeleton.progs.on_packet
     with pytest.raises(StateError, match="after load"):
         program.attach_xdp("lo")
@@ -180,7 +180,7 @@ def test_a_program_is_attached_to_an_interface(skeleton: Skeleton) -> None:
     assert "on_packet" not in {program.get("name") for program in bpftool("prog", "list")}
 
 
-def test_a_program_of_no_cgroup(skeleton: Skeleton, tmp_path: Path) -> None:
+def test_only_a_cgroup_can_be_attached_to(skeleton: Skeleton, tmp_path: Path) -> None:
     skeleton.load()
     with pytest.raises(SettingError, match="cannot open the cgroup"):
         skeleton.progs.on_packet.attach_cgroup(tmp_path / "nothing")
@@ -191,7 +191,7 @@ def test_a_program_of_no_cgroup(skeleton: Skeleton, tmp_path: Path) -> None:
 # ---- Steps and ends ----
 
 
-def test_steps_out_of_order(skeleton: Skeleton) -> None:
+def test_steps_out_of_order_are_errors(skeleton: Skeleton) -> None:
     skeleton.load()
     with pytest.raises(StateError, match="loaded before"):
         skeleton.load()
@@ -225,7 +225,7 @@ def test_nothing_is_left_in_the_kernel(forks: bytes) -> None:
     wait_until_gone(held)
 
 
-# ---- Objects that are none ----
+# ---- Invalid objects ----
 
 
 BAD: dict[str, Callable[[bytes], bytes]] = {
@@ -240,7 +240,7 @@ BAD: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_objects_that_are_none(forks: bytes, name: str) -> None:
+def test_invalid_objects_are_refused(forks: bytes, name: str) -> None:
     with pytest.raises(ObjectError) as raised:
         Skeleton(BAD[name](forks))
     assert "\n" not in str(raised.value)
@@ -255,7 +255,7 @@ const volatile int limit = 0;
 """
 
 
-def test_a_program_that_the_kernel_refuses(tmp_path: Path) -> None:
+def test_a_program_refused_by_the_kernel_is_an_error(tmp_path: Path) -> None:
     source = tmp_path / "bad.bpf.c"
     bad = 'SEC("raw_tp/sys_enter") int bad(u64 *ctx) { return limit + *(int *)ctx[0]; }\n'
     source.write_text(HEAD + bad)
@@ -271,7 +271,7 @@ def test_a_program_that_the_kernel_refuses(tmp_path: Path) -> None:
             skeleton.rodata.limit = 2
 
 
-def test_a_ring_of_another_kind(tmp_path: Path) -> None:
+def test_a_map_rb_of_another_type_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "ring.bpf.c"
     ring = """
         struct {
@@ -305,7 +305,7 @@ def test_buffers_of_other_sizes_are_refused(skeleton: Skeleton) -> None:
     assert lib.shim_map_next(shim, b"pairs", ffi.NULL, buffer, 64) == -EMSGSIZE
 
 
-def test_what_has_no_entries(skeleton: Skeleton) -> None:
+def test_maps_without_entries_have_no_items(skeleton: Skeleton) -> None:
     skeleton.load()
     for use in (lambda: list(skeleton.maps.rb), lambda: skeleton.maps.rb[b""]):
         with pytest.raises(OSError, match="map rb"):
@@ -313,12 +313,12 @@ def test_what_has_no_entries(skeleton: Skeleton) -> None:
 
 
 @pytest.mark.parametrize("latency", [-1, 2**63, 2**64])
-def test_a_latency_that_is_none(skeleton: Skeleton, latency: int) -> None:
+def test_an_invalid_latency_is_refused(skeleton: Skeleton, latency: int) -> None:
     with pytest.raises(SettingError, match="max_latency_ns"):
         skeleton.load(latency)
 
 
-def test_a_child_does_not_hold_what_its_parent_closes(forks: bytes) -> None:
+def test_a_child_does_not_keep_what_its_parent_closes(forks: bytes) -> None:
     skeleton = Skeleton(forks)
     skeleton.maps.rb.max_entries = 65536
     skeleton.load()
@@ -377,7 +377,7 @@ def test_a_tracer_of_another_tool(forks: bytes) -> None:
     assert stats.produced == 3000 == stats.received + lost
 
 
-def test_a_count_that_fails_keeps_nothing(forks: bytes) -> None:
+def test_nothing_is_left_when_count_raises(forks: bytes) -> None:
     class Careless(engine.Tracer):
         OBJECT = forks
 
@@ -390,7 +390,7 @@ def test_a_count_that_fails_keeps_nothing(forks: bytes) -> None:
     wait_until_gone(held)
 
 
-def test_a_kernel_that_refuses_is_asked_twice_at_most(forks: bytes) -> None:
+def test_loading_is_tried_at_most_twice(forks: bytes) -> None:
     class Stubborn(engine.Tracer):
         OBJECT = forks
         opened = 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""A reader that is slow, stopped, or gone: memory stays bounded, and afterwards every event was
-either given out or reported as lost. Events come from the synthetic source, at the full speed of a
-CPU, so that how many there were is known to the record.
+"""A reader that is slow, stopped, or gone: memory stays bounded, and in the end every event was
+either delivered or reported as lost. Events come from the synthetic source at the full speed of a
+CPU, so their exact number is known.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ FITS = RING // RECORD - 1  # records
 
 
 def traced(bootstrap: Start, *options: str, **popen: object) -> Command:
-    """The command, tracing; it shows the source's events only, as init executes nothing."""
+    """Starts the command, which shows only the source's events because init executes nothing."""
     command = bootstrap("--json", "--pid", "1", *options, **popen)
     command.wait_for_tracing()
     return command
 
 
-def books_of(out: bytes, err: str) -> tuple[list[int], int]:
-    """The numbers of the records in JSON output, and how many were lost; all that is said of those
+def accounting_of(out: bytes, err: str) -> tuple[list[int], int]:
+    """The numbers of the records in JSON output, and how many were lost; all reports of losses
     must agree."""
     lines = [json.loads(line) for line in out.splitlines()]
     numbers = [e["pid"] for e in lines if e["event"] == "exec"]
@@ -66,7 +66,7 @@ def books_of(out: bytes, err: str) -> tuple[list[int], int]:
 
 
 def wait_for_full(pipe: int) -> None:
-    """Until no page of a pipe is free, so that its writer has to wait."""
+    """Waits until no page of a pipe is free, so that its writer has to wait."""
     size = fcntl.fcntl(pipe, 1032)  # F_GETPIPE_SZ
 
     def unread() -> int:
@@ -79,22 +79,22 @@ FIRST = 1000  # records; more than a pipe holds
 
 
 def block(command: Command, source: Source) -> None:
-    """Sends the first records, and waits until the command has to wait for its reader."""
+    """Sends the first records, and waits until the command waits for its reader."""
     source.sent(Sender(A, FIRST))
     assert command.process.stdout is not None
     wait_for_full(command.process.stdout.fileno())
 
 
 def read_and_end(command: Command, answer: Answer) -> tuple[list[int], int]:
-    """Of all output the numbers of the records, and the losses; both must agree with the source.
+    """The numbers of all records in the output, and the losses; both must agree with the source.
 
-    The command is told to end when all the records have come that were not lost.
+    It tells the command to end once all records that were not lost have come.
     """
     count = answer.produced - answer.lost
     out = command.read_until(lambda seen: seen.count(b'"event":"exec"') >= count)
     status, rest, err = command.end(signal.SIGTERM)
     assert status == 0
-    numbers, lost = books_of(out + rest.encode(), err)
+    numbers, lost = accounting_of(out + rest.encode(), err)
     assert (len(numbers), lost) == (count, answer.lost)
     return numbers, lost
 
@@ -103,7 +103,7 @@ def read_and_end(command: Command, answer: Answer) -> tuple[list[int], int]:
 
 
 @pytest.mark.parametrize(("ring_size", "loses"), [("64K", True), ("64M", False)])
-def test_blocked_output_loses_no_count(
+def test_blocked_output_counts_every_loss(
     bootstrap: Start, feed: Feed, ring_size: str, loses: bool
 ) -> None:
     command = traced(bootstrap, "--ring-size", ring_size)
@@ -121,7 +121,7 @@ def test_blocked_output_loses_no_count(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_although_nobody_reads(
+def test_a_signal_ends_the_command_although_nobody_reads(
     bootstrap: Start, feed: Feed, number: signal.Signals
 ) -> None:
     command = traced(bootstrap)
@@ -131,17 +131,17 @@ def test_a_signal_ends_it_although_nobody_reads(
     assert command.process.wait(DEADLINE_S) == 74
 
 
-def test_output_read_late_is_whole_although_a_signal_came(bootstrap: Start, feed: Feed) -> None:
-    """The signal interrupts a write that had to wait."""
+def test_output_read_late_is_complete_despite_a_signal(bootstrap: Start, feed: Feed) -> None:
+    """The signal interrupts a write that is waiting."""
     command = traced(bootstrap)
     with feed(command.pid) as source:
         block(command, source)
     _, out, err = command.end(signal.SIGTERM)
-    assert books_of(out.encode(), err) == ([*range(1, FIRST + 1)], 0)
+    assert accounting_of(out.encode(), err) == ([*range(1, FIRST + 1)], 0)
 
 
 def test_non_blocking_output_loses_nothing(bootstrap: Start, feed: Feed) -> None:
-    """As when somebody else, who has the same pipe or terminal, has set that."""
+    """Another process with the same pipe or terminal may have made it non-blocking."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with open(reader, "rb", buffering=0) as pipe:
@@ -165,7 +165,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", tmp_path], check=True)
 
 
-def test_a_disk_that_gets_full(bootstrap: Start, feed: Feed, small_disk: Path) -> None:
+def test_a_full_disk_is_an_error(bootstrap: Start, feed: Feed, small_disk: Path) -> None:
     file = small_disk / "events"
     with file.open("wb") as output:
         command = traced(bootstrap, stdout=output)
@@ -205,7 +205,7 @@ def test_stopped_with_a_small_ring(bootstrap: Start, feed: Feed) -> None:
 
 
 class Terminal:
-    """An interactive shell on a pseudo-terminal; keeps what it shows."""
+    """An interactive shell on a pseudo-terminal; keeps its output."""
 
     def __init__(self) -> None:
         self.shown = b""
@@ -217,7 +217,7 @@ class Terminal:
         self.thread.start()
 
     def read(self) -> None:
-        with contextlib.suppress(OSError):  # EIO: the last process on it is gone
+        with contextlib.suppress(OSError):  # EIO: the last process on the terminal is gone
             while piece := os.read(self.master, 65536):
                 self.shown += piece
 
@@ -270,10 +270,10 @@ def test_suspended_and_resumed_in_a_terminal(terminal: Terminal, feed: Feed) -> 
     assert b"Traceback" not in terminal.shown
 
 
-# ---- Those who do not read ----
+# ---- Nobody reads ----
 
 
-def test_nobody_reads_and_memory_stays(trace: Trace) -> None:
+def test_memory_stays_bounded_while_nobody_reads(trace: Trace) -> None:
     with trace() as (tracer, source):
         before = memory_kib()
         source.sent(Sender(A, FITS))
@@ -310,12 +310,12 @@ int clock_gettime(clockid_t clock, struct timespec *t)
 
 
 def exec_of(pid: int) -> Callable[[bytes], object]:
-    """For `read_until`: whether its EXEC is there."""
+    """For `read_until`: whether the EXEC of this process is there."""
     return lambda out: re.search(rb'"event":"exec".*"pid":%d,' % pid, out)
 
 
 def test_the_clock_is_set_back(bootstrap: Start, tmp_path: Path) -> None:
-    """The tracer's view of it; never the machine's."""
+    """Only the tracer's view of the clock, never the machine's."""
     set_back = tmp_path / "set-back"
     environ = {**os.environ, "LD_PRELOAD": preload(tmp_path, CLOCK), "SET_BACK": str(set_back)}
     command = bootstrap("--json", "--latency", "10", env=environ)
@@ -346,7 +346,7 @@ def test_the_clock_is_set_back(bootstrap: Start, tmp_path: Path) -> None:
 
 
 def test_a_time_namespace() -> None:
-    """Its CLOCK_BOOTTIME is not the one that the kernel's programs see."""
+    """Its CLOCK_BOOTTIME differs from the one that BPF programs see."""
     script = (
         "import subprocess, time\n"
         "from pybootstrap import Tracer\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The Tracer's behaviour: ways to read, stopping, closing, errors, books, leaks."""
+"""The Tracer's behaviour: ways to read, stopping, closing, errors, counters, leaks."""
 
 from __future__ import annotations
 
@@ -184,8 +184,8 @@ def test_async_iteration() -> None:
     assert len(of_pids(events, {pid})) == 2
 
 
-def test_the_descriptor_keeps_the_latency_promise() -> None:
-    """Whoever waits on fileno() alone sees everything, also what did not wake the reader."""
+def test_the_descriptor_keeps_the_latency_bound() -> None:
+    """Waiting on fileno() alone shows every event, even those that did not wake the reader."""
     with Tracer() as tracer:
         poller = select.poll()
         poller.register(tracer.fileno(), select.POLLIN)
@@ -206,7 +206,7 @@ def test_no_event_is_left_behind_for_any_latency_bound(latency: float) -> None:
             assert len(exits(events, pids)) == count
 
 
-def test_read_waits_no_longer_than_told() -> None:
+def test_read_waits_no_longer_than_its_timeout() -> None:
     with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
         for timeout in (0, 0.01, 0.3):
             start = time.monotonic()
@@ -241,7 +241,7 @@ def test_a_tracer_that_was_not_started_says_so() -> None:
     tracer.close()
 
 
-def test_stop_before_start_ends_it_at_once() -> None:
+def test_stop_before_start_ends_reading_at_once() -> None:
     tracer = Tracer()
     tracer.stop()
     with tracer:
@@ -318,14 +318,14 @@ def test_a_hundred_opens_and_closes_leak_nothing() -> None:
         {"on_event": 7},
     ],
 )
-def test_settings_that_make_no_sense(settings: dict[str, object]) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(SettingError) as error:
         Tracer(**settings)  # type: ignore[arg-type]
     assert next(iter(settings)) in str(error.value)
 
 
 def test_without_privilege() -> None:
-    """As PermissionError, and by the name of what is missing."""
+    """It raises PermissionError and names the missing capabilities."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -348,10 +348,10 @@ def test_more_processes_than_can_be_remembered() -> None:
         stats = tracer.stats
     assert len(ended) == 40
     since = [e.duration_since for e in ended]
-    # A hash map of 10 may hold one more for each CPU, and others' exits make room in it.
+    # A hash map of 10 may hold one more per CPU, and exits of other processes make room in it.
     assert stats.untracked >= since.count("start") >= 20
 
 
-def test_stats_of_nothing() -> None:
+def test_stats_before_any_event() -> None:
     with Tracer(min_duration_ms=ONE_HOUR_MS) as tracer:
         assert tracer.stats == Stats(0, 0, 0, 0, 0, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""docs/your-own-tool.md as a reader follows it: each command runs, and each change is made."""
+"""Follows docs/your-own-tool.md as a reader does: runs each command and makes each change."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ BLOCKS = re.findall(r"^```(sh|diff)\n(.*?)^```$", PAGE.read_text(), re.DOTALL | 
 
 
 class Walk(NamedTuple):
-    """Where the reader got to."""
+    """What following the page has left."""
 
     tool: Path
     elsewhere: Path
-    outputs: list[tuple[str, str]]  # of each command and what followed it in a block
+    outputs: list[tuple[str, str]]  # each block of commands and its output
 
     def output(self, command: str) -> str:
-        """Of the blocks in which this command stands, all in one."""
+        """The joined outputs of the blocks that contain this command."""
         return "".join(output for block, output in self.outputs if command in block)
 
 
 def copy_of_the_checkout(target: Path) -> Path:
-    """So that nothing of root's is left in ours; with what was built, which pip builds on."""
+    """Copies it so that root leaves no files in ours; with what was built, to save time."""
     for name in ("bpf", "build", "docs", "libbpf", "LICENSES", "pybootstrap", "vmlinux"):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("kernels"))
     for name in ("Makefile", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"):
@@ -44,8 +44,8 @@ def copy_of_the_checkout(target: Path) -> Path:
 
 
 def run(commands: str, directory: Path) -> tuple[str, Path]:
-    """What a block prints, and where it ends."""
-    # "make test" may have started us, as root: this make is not to know.
+    """Runs a block; returns its output and the directory it ends in."""
+    # Hide the variables of a "make test" that may have started us.
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     script = commands.replace("sudo ", "") + "pwd"
     done = subprocess.run(
@@ -62,7 +62,7 @@ def run(commands: str, directory: Path) -> tuple[str, Path]:
 
 
 def change(diff: str, directory: Path) -> None:
-    """Makes a change: of what each hunk shows as old the file has it once."""
+    """Applies a diff; the old lines of each hunk must occur in the file exactly once."""
     for name, text in re.findall(r"^--- (\S+)\n(.*?)(?=^--- |\Z)", diff, re.DOTALL | re.MULTILINE):
         path = directory / name
         for hunk in text.split("@@\n"):
@@ -75,7 +75,7 @@ def change(diff: str, directory: Path) -> None:
 
 @contextlib.contextmanager
 def signals() -> Iterator[None]:
-    """Meanwhile each process that ends sends us a SIGCHLD."""
+    """Meanwhile starts processes, each of which sends us SIGCHLD when it ends."""
     ended = threading.Event()
 
     def send() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What several modules need."""
+"""Fixtures of several modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with pybootstrap as a wheel would install it, but without its extension."""
+    """A directory with pybootstrap as a wheel installs it, but without the extension."""
     tree = tmp_path_factory.mktemp("pybootstrap")
     ignore = shutil.ignore_patterns("*.so", "__pycache__")
     for name in ("bpf", "docs", "pybootstrap", "vmlinux", "LICENSES"):
