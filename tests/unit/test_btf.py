@@ -104,7 +104,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 
 def compiled(source: str, *options: str, linked: bool = False) -> bytes:
-    """What clang makes of it; or then `bpftool gen object`."""
+    """The object that clang makes of it or, if linked, then `bpftool gen object`."""
     with TemporaryDirectory() as directory:
         code, plain, final = (Path(directory, name) for name in ("a.bpf.c", "a.o", "a.bpf.o"))
         code.write_text(source)
@@ -117,7 +117,7 @@ def compiled(source: str, *options: str, linked: bool = False) -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once() -> None:
-    """Before hypothesis looks at the clock."""
+    """Compiles before hypothesis starts to measure time."""
     for tool in ("clang", "bpftool"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
@@ -131,7 +131,7 @@ def sample_object(linked: bool) -> bytes:
 
 
 def bpftool_dump(contents: bytes) -> list[dict[str, Any]]:
-    """What bpftool reads from an object or from bare BTF, by type id less one."""
+    """The types that bpftool reads from an object or from bare BTF; type N is at index N - 1."""
     with TemporaryDirectory() as directory:
         path = Path(directory, "a.o")
         path.write_bytes(contents)
@@ -169,13 +169,13 @@ OTHER_ORDER = "bpfeb" if sys.byteorder == "little" else "bpfel"
         (lambda: compiled("int x;", "-target", OTHER_ORDER, "-g"), "the object file is for "),
     ],
 )
-def test_what_is_no_object_is_refused(contents: Any, told: str) -> None:
+def test_invalid_objects_are_refused(contents: Any, told: str) -> None:
     with pytest.raises(ObjectError) as caught:
         section(contents(), ".BTF")
     assert str(caught.value).startswith(told)
 
 
-def test_a_section_that_is_not_there_is_named() -> None:
+def test_a_missing_section_is_named() -> None:
     with pytest.raises(ObjectError, match=r"^the object file has no section \.nope$"):
         section(sample_object(True), ".nope")
 
@@ -211,7 +211,7 @@ def test_variables_are_where_bpftool_puts_them(object_file: Any) -> None:
     assert seen >= 15
 
 
-def test_an_object_as_clang_leaves_it_has_the_same_variables() -> None:
+def test_an_unlinked_object_has_the_same_variables() -> None:
     plain, final = Btf.of_object(sample_object(False)), Btf.of_object(sample_object(True))
     assert plain.sections() == final.sections()
     for name in final.sections():
@@ -248,7 +248,7 @@ for header in ("ring.h", "bootstrap.h"):
 
 
 def check_like_cffi(found: Type, ctype: Any) -> None:
-    if ctype.kind != "array" or ctype.length is not None:  # cffi has no size for a flexible array
+    if ctype.kind != "array" or ctype.length is not None:  # cffi knows no size of a flexible array
         assert found.size == HEADERS.sizeof(ctype)
     if ctype.kind == "struct":
         assert list(found.members) == [name for name, _ in ctype.fields]
@@ -375,13 +375,13 @@ def test_paths_lead_to_members(types: Btf, path: str, offset: int, name: str, co
         ("", "struct sample has no member ''"),
     ],
 )
-def test_a_wrong_path_is_told_what_there_is(types: Btf, path: str, told: str) -> None:
+def test_the_error_for_a_wrong_path_lists_the_members(types: Btf, path: str, told: str) -> None:
     with pytest.raises(SettingError) as caught:
         types.struct("sample").member(path)
     assert str(caught.value).startswith(told)
 
 
-def test_layouts_of_what_has_none_are_refused(types: Btf) -> None:
+def test_types_without_a_layout_are_refused(types: Btf) -> None:
     sample = types.struct("sample")
     with pytest.raises(SettingError, match=r"grid of struct sample is int\[3\]\[2\], not a single"):
         layout(sample, "grid")
@@ -389,7 +389,7 @@ def test_layouts_of_what_has_none_are_refused(types: Btf) -> None:
         layout(sample, "u16", "s16")
 
 
-def test_a_struct_with_odd_members_is_readable_but_for_them(types: Btf) -> None:
+def test_a_struct_with_unsupported_members_is_readable_without_them(types: Btf) -> None:
     odd = types.struct("odd")
     assert odd.member("plain") == (0, odd.members["plain"][1])
     assert odd.member("tail")[1].name == "char[0]"
@@ -406,7 +406,7 @@ def test_a_struct_with_odd_members_is_readable_but_for_them(types: Btf) -> None:
     assert not {"three", "five", "wide"} & set(odd.decode(bytes(odd.size)))
 
 
-def test_a_struct_that_is_not_there_is_told_how_to_keep_it(types: Btf) -> None:
+def test_the_error_for_a_missing_struct_says_how_to_keep_it(types: Btf) -> None:
     with pytest.raises(SettingError) as caught:
         types.struct("dropped")
     told = str(caught.value)
@@ -422,7 +422,7 @@ def test_a_typedef_names_its_struct(types: Btf) -> None:
         types.struct("counter")
 
 
-def test_a_section_that_is_not_there_has_no_variables(types: Btf) -> None:
+def test_a_missing_section_has_no_variables(types: Btf) -> None:
     assert types.variables(".data.nope") == {}
 
 
@@ -548,20 +548,20 @@ def test_values_of_unions_and_bytes_like_texts(types: Btf) -> None:
         ("u32", "long" * 1000, f"x: unsigned int takes 0 to {2**32 - 1}, not '{'long' * 19}lon"),
     ],
 )
-def test_what_does_not_fit_is_refused(types: Btf, path: str, value: Any, told: str) -> None:
+def test_values_that_do_not_fit_are_refused(types: Btf, path: str, value: Any, told: str) -> None:
     with pytest.raises(SettingError) as caught:
         types.struct("sample").member(path)[1].encode(value, "x")
     assert str(caught.value).startswith(told)
     assert len(str(caught.value)) < 300
 
 
-def test_a_number_that_python_does_not_write_is_refused(types: Btf) -> None:
+def test_a_number_of_thousands_of_digits_is_refused(types: Btf) -> None:
     with pytest.raises(SettingError, match="x: unsigned int takes 0 to 4294967295, not"):
         types.struct("sample").member("u32")[1].encode(10**5000, "x")
 
 
 @pytest.mark.parametrize("size", [0, 1, Sample.point.offset, ctypes.sizeof(Sample) - 1])
-def test_too_few_bytes_are_not_decoded(types: Btf, size: int) -> None:
+def test_too_few_bytes_are_refused(types: Btf, size: int) -> None:
     with pytest.raises(RecordError, match=f"struct sample has .* bytes, but only {size} are there"):
         types.struct("sample").decode(bytes(size))
 
@@ -578,7 +578,7 @@ def word(kind: int, count: int = 0, flag: int = 0) -> int:
 
 
 def bare_btf(*types: tuple[int, ...]) -> bytes:
-    """BTF of these types; names are given as places in NAMES."""
+    """BTF of these types; their names are offsets into NAMES."""
     strings = b"".join(name.encode() + b"\0" for name in NAMES)
     places = [strings.find(b"\0" + name.encode() + b"\0") + 1 for name in NAMES]
     words = b""
@@ -592,13 +592,13 @@ INT32: tuple[int, ...] = (3, word(INT), 4, 1 << 24 | 32)
 
 
 def a_struct(*members: tuple[int, int], size: int = 4, kind: int = STRUCT) -> tuple[int, ...]:
-    """The struct or union `s`: its members' type and offset in bits."""
+    """The struct or union `s`, with the type and bit offset of each member."""
     flat = [item for place, member in enumerate(members) for item in (a_name(place), *member)]
     return (4, word(kind, len(members)), size, *flat)
 
 
 def a_name(place: int) -> int:
-    return (1, 3)[place]  # where "a" and "b" begin among the strings
+    return (1, 3)[place]  # the offsets of "a" and "b" in the strings
 
 
 @pytest.mark.parametrize("flag", [0, 1])
@@ -626,19 +626,19 @@ def test_bitfields_of_older_compilers_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", [TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG])
-def test_what_modifies_a_type_is_looked_through(kind: int) -> None:
+def test_type_modifiers_are_skipped(kind: int) -> None:
     found = Btf(bare_btf(INT32, (1, word(kind), 1), a_struct((2, 0)))).struct("s")
     assert found.member("a")[1].name == "int"
 
 
-def test_any_number_of_types_can_be_asked_for() -> None:
+def test_many_types_can_be_looked_up() -> None:
     members = [item for at in range(200) for item in (at + 201, 4 * at, 4)]
     variables = ((1, word(VAR), n, 0) for n in range(1, 201))
     types = (*([INT32] * 200), *variables, (2, word(DATASEC, 200), 800, *members))
     assert Btf(bare_btf(*types)).variables("b")["a"][0] == 796
 
 
-def test_members_far_into_a_big_struct() -> None:
+def test_members_at_large_offsets() -> None:
     raw = bare_btf(
         INT32, (0, word(ARRAY), 0, 1, 1, 2**20), a_struct((2, 0), (1, 2**25), size=2**23)
     )
@@ -647,7 +647,7 @@ def test_members_far_into_a_big_struct() -> None:
 
 
 def doubled(levels: int) -> list[tuple[int, ...]]:
-    """Unions, each with the next one twice: few bytes that mean very many members."""
+    """Nested unions, each with the next one twice: few bytes that describe very many members."""
     return [*(a_struct((n, 0), (n, 0), kind=UNION) for n in range(2, levels)), INT32]
 
 
@@ -678,7 +678,7 @@ def test_damaged_types_are_refused(types: list[tuple[int, ...]], told: str) -> N
         Btf(bare_btf(*types)).struct("s")
 
 
-def test_elements_without_bytes_take_no_time() -> None:
+def test_arrays_of_empty_elements_take_no_time() -> None:
     types = [(4, word(STRUCT), 0), (0, word(ARRAY), 0, 1, 1, 2**32 - 1), (1, word(TYPEDEF), 2)]
     raw = bare_btf(*types, (1, word(VAR), 2, 0), (2, word(DATASEC, 1), 0, 4, 0, 0))
     _, found = Btf(raw).variables("b")["a"]
@@ -704,13 +704,13 @@ def test_a_variable_outside_of_its_section_is_refused(offset: int) -> None:
         (bare_btf(INT32)[1::-1] + bare_btf(INT32)[2:], "the BTF is not for .*-endian machines"),
     ],
 )
-def test_what_is_no_btf_is_refused(raw: bytes, told: str) -> None:
+def test_invalid_btf_is_refused(raw: bytes, told: str) -> None:
     with pytest.raises(ObjectError, match=told):
         Btf(raw)
 
 
 def read_everything(make: Any, contents: bytes) -> None:
-    """Whatever the bytes are, nothing but the errors of this package comes out."""
+    """Reads everything; arbitrary bytes may only raise errors of this package."""
     try:
         types = make(contents)
         names = [name for section in types.sections() for name in types.variables(section)]
@@ -731,7 +731,7 @@ damage = st.lists(
 
 
 @given(damage, st.booleans())
-def test_damaged_btf_ends_in_an_error_of_ours(changes: list[tuple[int, bytes]], cut: bool) -> None:
+def test_damaged_btf_raises_only_our_errors(changes: list[tuple[int, bytes]], cut: bool) -> None:
     raw = bytearray(section(sample_object(True), ".BTF"))
     for at, new in changes:
         place = at % len(raw)
@@ -740,7 +740,7 @@ def test_damaged_btf_ends_in_an_error_of_ours(changes: list[tuple[int, bytes]], 
 
 
 @given(damage, st.booleans(), st.booleans())
-def test_damaged_objects_end_in_an_error_of_ours(
+def test_damaged_objects_raise_only_our_errors(
     changes: list[tuple[int, bytes]], linked: bool, cut: bool
 ) -> None:
     elf = bytearray(sample_object(linked))
@@ -752,7 +752,7 @@ def test_damaged_objects_end_in_an_error_of_ours(
 
 
 @given(st.binary(max_size=200))
-def test_random_bytes_end_in_an_error_of_ours(tail: bytes) -> None:
+def test_random_bytes_raise_only_our_errors(tail: bytes) -> None:
     read_everything(Btf, tail)
     read_everything(Btf, bare_btf(INT32)[:24] + tail)
     read_everything(Btf.of_object, b"\x7fELF" + tail)

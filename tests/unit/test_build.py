@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The build of a tool of one's own with pybootstrap.engine.build. Nothing here is loaded."""
+"""Building a tool of one's own with pybootstrap.engine.build. Nothing is loaded."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ struct count {
 
 
 class Tool:
-    """The project of a tool, and a clang that keeps a list of what it compiled."""
+    """The project of a tool, with a clang that records what it compiled."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -100,7 +100,7 @@ class Tool:
         return self.only("*.whl")
 
     def wheel(self, **environ: str) -> Path:
-        """The same without pip, which takes most of the time."""
+        """Builds a wheel without pip, which would take most of the time."""
         done = self.backend("build_wheel", **environ)
         assert done.returncode == 0, done.stdout + done.stderr
         return self.only("*.whl")
@@ -115,7 +115,7 @@ class Tool:
         return path
 
     def fails(self, **environ: str) -> str:
-        """Builds a wheel, which ends with one sentence: that."""
+        """Builds a wheel, which must fail with one sentence; returns that."""
         done = self.backend("build_wheel", **environ)
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
@@ -123,7 +123,7 @@ class Tool:
         return done.stderr.splitlines()[-1]
 
     def compiled(self, **environ: str) -> bytes | None:
-        """Builds a wheel; returns the object in it if that had to be compiled for this."""
+        """Builds a wheel; returns its object if that had to be compiled."""
         log = self.directory / "clang.log"
         clang = self.write("clang", f'#!/bin/sh\necho "$*" >>"{log}"\nexec clang "$@"\n')
         clang.chmod(0o755)
@@ -137,7 +137,7 @@ def read(path: Path) -> str:
 
 
 def objects(wheel: Path) -> dict[str, bytes]:
-    """The files in a wheel that are no Python and no metadata."""
+    """The files in a wheel that are neither Python nor metadata."""
     with zipfile.ZipFile(wheel) as archive:
         names = [n for n in archive.namelist() if ".dist-info/" not in n and not n.endswith(".py")]
         return {name: archive.read(name) for name in names}
@@ -148,7 +148,7 @@ def tool(tmp_path: Path) -> Tool:
     return Tool(tmp_path / "a tool")
 
 
-def test_a_wheel_is_for_any_python_and_holds_the_object(tool: Tool) -> None:
+def test_a_wheel_runs_on_any_python_and_holds_the_object(tool: Tool) -> None:
     wheel = tool.pip_wheel()
     assert wheel.name == "count-1-py3-none-any.whl"
     assert list(objects(wheel)) == ["count/count.bpf.o"]
@@ -157,7 +157,7 @@ def test_a_wheel_is_for_any_python_and_holds_the_object(tool: Tool) -> None:
     assert int.from_bytes(header[18:20], sys.byteorder) == EM_BPF
 
 
-def test_it_is_compiled_when_and_only_when_its_inputs_change(tool: Tool) -> None:
+def test_the_object_is_compiled_only_when_its_inputs_change(tool: Tool) -> None:
     first = tool.compiled()
     assert first is not None
     assert tool.compiled() is None
@@ -173,7 +173,7 @@ def test_it_is_compiled_when_and_only_when_its_inputs_change(tool: Tool) -> None
     assert tool.compiled() not in (None, first, second)
 
 
-def test_it_is_compiled_when_pybootstraps_headers_change(tool: Tool, installed: Path) -> None:
+def test_the_object_is_compiled_when_our_headers_change(tool: Tool, installed: Path) -> None:
     first = tool.compiled(PYTHONPATH=str(installed))
     assert first is not None
     other = shutil.copytree(installed, tool.directory / "site-packages")
@@ -196,7 +196,7 @@ def test_the_object_does_not_depend_on_where_it_is_built(
     assert str(tmp_path).encode() not in first["count/count.bpf.o"]
 
 
-def test_the_tools_own_vmlinux_is_taken_first(tool: Tool) -> None:
+def test_the_tools_own_vmlinux_takes_precedence(tool: Tool) -> None:
     ours = (ROOT / "vmlinux/vmlinux.h").read_text()
     tool.write("vmlinux/vmlinux.h", ours.replace("typedef __u64 u64;", "typedef __u64 u64, own_t;"))
     tool.program.write_text(PROGRAM.replace("ctx[1]", "(own_t)ctx[1]"))
@@ -219,7 +219,7 @@ def test_a_tool_adds_members_to_types_of_the_shipped_header(tool: Tool, installe
     assert b"task_struct___mine\0" in object_
 
 
-def test_the_objects_can_be_made_beside_the_modules_alone(tool: Tool) -> None:
+def test_objects_can_be_built_in_place(tool: Tool) -> None:
     done = tool.run(sys.executable, "setup.py", "-q", "build_bpf", "--inplace")
     assert done.returncode == 0, done.stderr
     assert (tool.directory / "count/count.bpf.o").read_bytes()[:4] == b"\x7fELF"
@@ -245,7 +245,7 @@ def test_an_sdist_installs_without_tools_and_with_another_pybootstrap(
     assert objects(wheel) == compiled
 
 
-def test_the_sdist_of_changed_sources_is_compiled(tool: Tool) -> None:
+def test_an_sdist_of_changed_sources_is_compiled(tool: Tool) -> None:
     assert tool.backend("build_sdist").returncode == 0
     shutil.unpack_archive(tool.only("*.tar.gz"), tool.directory.parent)
     unpacked = tool.directory.parent / "count-1"
@@ -254,7 +254,7 @@ def test_the_sdist_of_changed_sources_is_compiled(tool: Tool) -> None:
     assert tool.compiled() is not None
 
 
-def test_an_sdist_is_not_made_with_another_vmlinux(tool: Tool) -> None:
+def test_an_sdist_with_another_vmlinux_is_refused(tool: Tool) -> None:
     done = tool.backend("build_sdist", VMLINUX=str(ROOT / "vmlinux"))
     assert done.stderr == "pybootstrap: an sdist is made without VMLINUX: unset it\n"
 
@@ -267,7 +267,7 @@ def test_an_sdist_is_not_made_with_another_vmlinux(tool: Tool) -> None:
         ({"VMLINUX": "/none"}, "VMLINUX=/none: there is no vmlinux.h in it"),
     ],
 )
-def test_what_is_missing_is_one_sentence(
+def test_what_is_missing_is_reported_in_one_sentence(
     tool: Tool, environ: dict[str, str], sentence: str
 ) -> None:
     assert tool.fails(**environ).startswith(f"pybootstrap: {sentence}")
@@ -283,12 +283,12 @@ def test_what_is_missing_is_one_sentence(
         ),
     ],
 )
-def test_wrong_arguments_are_one_sentence(tool: Tool, wrong: str, sentence: str) -> None:
+def test_wrong_arguments_get_one_sentence(tool: Tool, wrong: str, sentence: str) -> None:
     tool.write("setup.py", SETUP.replace('"bpf/count.bpf.c", into="count"', wrong))
     assert tool.fails().startswith(f"pybootstrap: {sentence}")
 
 
-def test_importing_the_helper_needs_nothing_that_was_built(installed: Path) -> None:
+def test_importing_the_helper_needs_no_extension(installed: Path) -> None:
     code = "import sys; from pybootstrap.engine import build; print(build.__file__, *sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],

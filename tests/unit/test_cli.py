@@ -22,23 +22,23 @@ GAP = LostEvent(2, 1, 3)
         (4, [GAP, "a", "b", GAP, "c", GAP]),
     ],
 )
-def test_losses_do_not_count(count: int, first: list[object]) -> None:
+def test_losses_do_not_count_as_events(count: int, first: list[object]) -> None:
     assert _first([GAP, "a", "b", GAP, "c", GAP], count) == first
 
 
 class OtherPrivilegeError(PrivilegeError):
-    """As a program around the package may have it."""
+    """An error that a program using the package may raise."""
 
 
 @pytest.mark.parametrize(
     ("error", "status"),
     [(SettingError(), 2), (PrivilegeError(), 77), (OtherPrivilegeError(), 77), (LoadError(""), 1)],
 )
-def test_statuses_of_errors(error: BootstrapError, status: int) -> None:
+def test_exit_statuses_of_errors(error: BootstrapError, status: int) -> None:
     assert _status_of(error) == status
 
 
-def test_an_error_of_the_library_names_no_option_of_the_command() -> None:
+def test_errors_of_the_library_name_no_command_option() -> None:
     error = start_error(22, "load", "the verifier's verdict")
     assert isinstance(error, LoadError)
     assert "verdict" in str(error)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Event classes of any tool: declared, or made from BTF. Records are packed by hand."""
+"""Event classes of any tool, declared or made from BTF. Records are packed by hand."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def total(big: int, small: int) -> Total:
 
 
 class Named(Event):
-    """Fields that others have in common."""
+    """Fields that several classes share."""
 
     __slots__ = ()
     LIMIT: ClassVar[int] = 9
@@ -163,7 +163,7 @@ def header(kind: int, size: int, time_ns: int = 10, lost: int = 0) -> bytes:
 
 
 def sample(values: tuple[Any, ...] = DULL) -> bytes:
-    """The struct as C lays it out on every 64-bit machine."""
+    """The struct in C's layout on every 64-bit machine."""
     return header(1, HEADER.size + SAMPLE.size) + SAMPLE.pack(*values)
 
 
@@ -208,7 +208,7 @@ def test_fields_have_the_values_of_the_struct() -> None:
         event.bigger = 3
 
 
-# ---- What does not fit ----
+# ---- Mismatches ----
 
 
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -234,7 +234,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_class_that_does_not_fit_is_refused(name: str) -> None:
+def test_a_class_that_does_not_match_its_struct_is_refused(name: str) -> None:
     struct_name, fields, message = BAD[name]
     body: dict[str, Any] = {"__annotations__": {}}
     for key, value in fields.items():
@@ -244,7 +244,7 @@ def test_a_class_that_does_not_fit_is_refused(name: str) -> None:
         type("Bad", (Event,), body, object=sample_object(), struct=struct_name)
 
 
-def test_a_field_of_several_members_says_what_they_become() -> None:
+def test_a_field_of_several_members_needs_a_conversion() -> None:
     with pytest.raises(SettingError, match=r"field\('big', 'small'\) needs a convert="):
         field("big", "small")
     with pytest.raises(SettingError, match="needs a convert="):
@@ -263,7 +263,7 @@ def test_a_struct_without_a_tail_has_its_size() -> None:
         decode(sample()[:-1])
 
 
-def test_an_open_end_has_any_length() -> None:
+def test_an_open_tail_has_any_length() -> None:
     records = [header(200, 28 + n) + struct.pack("=I", n) + b"x" * n for n in (0, 3, 500)]
     events = decode(*records)
     assert [(event.id, event.rest) for event in events] == [(n, "x" * n) for n in (0, 3, 500)]
@@ -273,7 +273,7 @@ def test_an_open_end_has_any_length() -> None:
             decode(header(200, size) + bytes(size - 24))
 
 
-def test_parts_have_the_lengths_that_the_record_says() -> None:
+def test_parts_of_a_tail_have_the_lengths_in_the_record() -> None:
     def record(size: int, *sizes: int) -> bytes:
         return header(3, size) + struct.pack("=4I", *sizes, 0) + b"abcdef"
 
@@ -286,7 +286,7 @@ def test_parts_have_the_lengths_that_the_record_says() -> None:
         decode(record(40, 0, 0, 0)[:40])
 
 
-def test_kinds_stand_side_by_side_and_others_are_refused() -> None:
+def test_known_kinds_are_decoded_and_others_refused() -> None:
     rest = header(200, 28, lost=4, time_ns=20) + struct.pack("=I", 9)
     events = decode(sample(), rest)
     assert [type(event).__name__ for event in events] == ["SampleEvent", "LostEvent", "Rest"]
@@ -300,7 +300,7 @@ def test_kinds_stand_side_by_side_and_others_are_refused() -> None:
 
 
 def as_json(value: Any) -> Any:
-    """What a JSON parser makes of a value, without its second members."""
+    """A value as a JSON parser returns it, without the second members."""
     if isinstance(value, bytes):
         return value
     if hasattr(value, "_asdict"):
@@ -338,7 +338,7 @@ def test_json_has_every_field_of_any_record(values: tuple[Any, ...]) -> None:
     for name in ("big", "small"):
         large = not -(2**53) < expected[name] < 2**53
         assert loaded.get(f"{name}_exact") == (str(expected[name]) if large else None)
-    # And what is written for speed says what member() does.
+    # The fast path writes what member() writes.
     rest = ",".join(member(name, getattr(event, name)) for name in expected)
     assert (
         line
@@ -383,15 +383,15 @@ def test_json_of_any_value(value: object, shown: str) -> None:
     json.loads("{" + shown + "}")
 
 
-def test_json_of_what_it_cannot_hold() -> None:
+def test_json_of_values_that_it_cannot_hold() -> None:
     with pytest.raises(TypeError, match="no form in JSON: give its field"):
         member("n", object())
 
 
-# ---- Classes that nobody wrote ----
+# ---- Classes made from BTF ----
 
 
-def test_classes_are_made_of_all_members() -> None:
+def test_generated_classes_have_all_members() -> None:
     made, parts, odd, rest = event_classes(sample_object())
     assert [(one.__name__, one.NAME, one.KIND) for one in (made, parts, odd, rest)] == [
         ("Sample", "sample", 1),
@@ -456,7 +456,7 @@ class Odd(Event, object=sample_object(), struct="odd"):
 
 
 class Mixed(NamedTuple):
-    value: int  # as it says, but it is not
+    value: int  # wrong on purpose: the value is no int
     flag: bool
 
 
@@ -468,7 +468,7 @@ def test_json_of_hostile_conversions() -> None:
     assert loaded["mark"] == {"value": 0.5, "flag": True}
 
 
-def test_text_by_itself_is_safe_for_a_terminal() -> None:
+def test_default_text_is_safe_for_a_terminal() -> None:
     class Loud:
         def __repr__(self) -> str:
             return "\x1b]0;x\x07\nfake=1"
@@ -481,7 +481,7 @@ def test_text_by_itself_is_safe_for_a_terminal() -> None:
     assert line.endswith(r"sly              name=\x1b]0;x\x07\x0afake=1 words='a b'" + "\n")
 
 
-# ---- Classes of classes ----
+# ---- Inheritance ----
 
 
 def test_fields_of_several_bases() -> None:
@@ -524,19 +524,19 @@ def test_annotations_may_be_quoted() -> None:
     assert made(sample()).name == "name"
 
 
-def test_what_is_behind_the_struct_is_no_member() -> None:
+def test_bytes_behind_the_struct_are_no_member() -> None:
     with pytest.raises(SettingError, match=r"rest of struct open_ended has no size.*tail=True"):
         type("R", (Event,), {"rest": field()}, object=sample_object(), struct="open_ended")
 
 
-def test_two_records_of_one_number_are_refused() -> None:
+def test_two_records_with_the_same_kind_are_refused() -> None:
     source = SOURCE.replace("RECORD(3, parts);", "RECORD(1, parts);")
     includes = [f"-I{ROOT}/vmlinux", *system_libbpf()]
     with pytest.raises(ObjectError, match="struct sample and struct parts are both of kind 1"):
         event_classes(compiled(source, "-g", *includes, linked=True))
 
 
-def test_events_must_fit_the_object() -> None:
+def test_events_must_belong_to_the_object() -> None:
     class Incomplete(Tracer):
         OBJECT = sample_object()
         EVENTS = (SampleEvent, Rest)

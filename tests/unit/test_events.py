@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Decoding: what a record says is what the event says, and a record that lies is refused."""
+"""Decoding: events have the values of their records, and inconsistent records are refused."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_every_field_of_an_exec() -> None:
 
 
 @given(filename=c_strings, args=st.lists(c_strings, max_size=8).map(tuple))
-def test_text_comes_back_byte_for_byte(filename: bytes, args: tuple[bytes, ...]) -> None:
+def test_text_is_preserved_byte_for_byte(filename: bytes, args: tuple[bytes, ...]) -> None:
     for event in decode(exec_record(filename, args), exit_record(filename, args)):
         assert isinstance(event, (ExecEvent, ExitEvent))
         assert event.filename is not None
@@ -85,7 +85,7 @@ def test_text_comes_back_byte_for_byte(filename: bytes, args: tuple[bytes, ...])
 
 
 @given(pid=u32, ppid=u32, uid=u32, time_ns=u64, duration_ns=u64)
-def test_numbers_come_back(pid: int, ppid: int, uid: int, time_ns: int, duration_ns: int) -> None:
+def test_numbers_are_kept(pid: int, ppid: int, uid: int, time_ns: int, duration_ns: int) -> None:
     event = decode_exit(
         exit_record(
             process__pid=pid,
@@ -100,7 +100,7 @@ def test_numbers_come_back(pid: int, ppid: int, uid: int, time_ns: int, duration
 
 
 @given(status=st.integers(0, 0xFFFF))
-def test_status_as_the_wait_macros_have_it(status: int) -> None:
+def test_status_agrees_with_the_wait_macros(status: int) -> None:
     if not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
         return
     event = decode_exit(exit_record(status=status))
@@ -130,7 +130,7 @@ def test_an_argument_that_was_cut_is_kept() -> None:
 @pytest.mark.parametrize(
     ("utime", "stime", "runtime", "user", "system"),
     [
-        (0, 0, 5, 5, 0),  # no tick came by: all counts as user time
+        (0, 0, 5, 5, 0),  # no tick happened: all time counts as user time
         (4_000_000, 0, 5, 5, 0),
         (0, 4_000_000, 5, 0, 5),
         (4_000_000, 12_000_000, 20_000_001, 15_000_001 - 10_000_000, 15_000_000),
@@ -185,7 +185,7 @@ def test_events_are_values() -> None:
         event.other = 3  # type: ignore[attr-defined]
 
 
-def test_a_gap_is_reported_where_it_is() -> None:
+def test_a_gap_is_reported_in_its_place() -> None:
     events = decode(
         exec_record(header__time_ns=10),
         exec_record(header__time_ns=20, header__lost=3),
@@ -217,14 +217,14 @@ def test_arbitrary_bytes_decode_or_are_refused(batch: bytes) -> None:
 
 
 @given(cut=st.integers(1, 199))
-def test_a_record_cut_short_is_refused(cut: int) -> None:
+def test_a_truncated_record_is_refused(cut: int) -> None:
     record = exit_record()
     with pytest.raises(RecordError):
         decode(exec_record(), record[: len(record) - cut])
 
 
 @given(field=st.sampled_from(["header.size", "text.filename_size", "text.args_size"]), value=u32)
-def test_a_record_that_lies_about_its_length_is_refused(field: str, value: int) -> None:
+def test_a_record_with_a_wrong_length_is_refused(field: str, value: int) -> None:
     record = bytearray(exec_record())
     if HEAD.decode(bytes(record))[field.partition(".")[0]][field.partition(".")[2]] == value:
         return

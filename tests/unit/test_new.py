@@ -16,7 +16,7 @@ TEMPLATE = ROOT / "pybootstrap/engine/template"
 
 
 def new(directory: Path, *words: str, tree: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Runs it there, with the pybootstrap of this tree."""
+    """Runs the command in a directory, with the pybootstrap of this tree."""
     return subprocess.run(
         [sys.executable, "-m", "pybootstrap.engine.new", *words],
         cwd=directory,
@@ -28,7 +28,7 @@ def new(directory: Path, *words: str, tree: Path = ROOT) -> subprocess.Completed
 
 
 def make(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    # "make test" may have started us: this make is not to know.
+    # Hide the variables of a "make test" that may have started us.
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     return subprocess.run(
         ["make", *words], cwd=directory, env=env, capture_output=True, text=True, check=False
@@ -36,13 +36,13 @@ def make(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def files(directory: Path) -> dict[str, str]:
-    """Those of a project, by their paths."""
+    """The files of a project, by path."""
     found = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".pyc")
     return {str(path.relative_to(directory)): path.read_text() for path in found}
 
 
 def refused(directory: Path, *words: str) -> str:
-    """It ends with a sentence, which is returned, and leaves everything as it was."""
+    """Expects a refusal that changes no file; returns its one sentence."""
     before = files(directory)
     done = new(directory, *words)
     assert (done.returncode, done.stdout) == (2, "")
@@ -51,7 +51,7 @@ def refused(directory: Path, *words: str) -> str:
     return line
 
 
-def test_the_template_is_written_under_another_name(tmp_path: Path) -> None:
+def test_the_template_is_written_under_the_given_name(tmp_path: Path) -> None:
     done = new(tmp_path, "sig_nals")
     assert (done.returncode, done.stderr) == (0, "")
     written = files(tmp_path / "sig_nals")
@@ -60,14 +60,14 @@ def test_the_template_is_written_under_another_name(tmp_path: Path) -> None:
     assert "from sig_nals import" in written["tests/test_sig_nals.py"]
 
 
-def test_an_empty_directory_will_do_and_missing_ones_are_made(tmp_path: Path) -> None:
+def test_an_empty_directory_is_used_and_missing_ones_are_made(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for directory in ("empty", "not/yet there"):
         assert new(tmp_path, "mytool", directory).returncode == 0
         assert (tmp_path / directory / "mytool/__init__.py").is_file()
 
 
-def test_a_checkout_is_where_its_projects_find_pybootstrap(tmp_path: Path) -> None:
+def test_a_project_refers_to_the_checkout_that_wrote_it(tmp_path: Path) -> None:
     place = tmp_path / "a $(HOME) # 'place'"
     shutil.copytree(ROOT / "pybootstrap", place / "pybootstrap")
     shutil.copytree(ROOT / "bpf", place / "bpf")
@@ -76,7 +76,7 @@ def test_a_checkout_is_where_its_projects_find_pybootstrap(tmp_path: Path) -> No
     assert shown.stdout == f"{place}\n"
 
 
-def test_an_installed_one_writes_the_same_and_asks_for_a_wheel(
+def test_an_installed_package_writes_the_same_and_asks_for_a_wheel(
     tmp_path: Path, installed: Path
 ) -> None:
     subprocess.run([sys.executable, "-m", "compileall", "-q", installed], check=True)
@@ -115,11 +115,11 @@ def test_an_installed_one_writes_the_same_and_asks_for_a_wheel(
         ("bpf", "'bpf' is something else"),
     ],
 )
-def test_not_every_name_will_do(tmp_path: Path, name: str, why: str) -> None:
+def test_unusable_names_are_refused(tmp_path: Path, name: str, why: str) -> None:
     assert f": {why}" in refused(tmp_path, name, "there")
 
 
-def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mytool").mkdir()
     (tmp_path / "mytool/.hidden").write_text("mine")
     assert ": mytool is not empty: name another directory" in refused(tmp_path, "mytool")

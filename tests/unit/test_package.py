@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What `import pybootstrap` offers, though it loads each part only when it is asked for."""
+"""What `import pybootstrap` offers, although it loads each part only when it is used."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def test_star_import_gives_every_public_name() -> None:
     assert set(pybootstrap.__all__) <= set(names)
 
 
-def test_unknown_names_are_not_there() -> None:
+def test_unknown_names_raise_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'pybootstrap' has no attribute 'tracing'"):
         pybootstrap.tracing  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_modules_are_attributes_without_an_import_of_their_own() -> None:
+def test_modules_are_attributes_without_being_imported() -> None:
     code = "import pybootstrap; print(pybootstrap.tracer.Tracer is pybootstrap.Tracer)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
 
 
 def _loaded_by(code: str) -> set[str]:
-    """The modules that code loads in an interpreter of its own."""
+    """The modules that this code loads in a new interpreter."""
     script = f"import sys; before = set(sys.modules); {code}; print(*set(sys.modules) - before)"
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -64,7 +64,7 @@ def test_parts_of_the_command_load_nothing_slow() -> None:
 
 
 def test_options_load_the_standard_library_only() -> None:
-    """Because man pages are made where there is no extension module yet."""
+    """Because man pages are built before the extension module exists."""
     loaded = _loaded_by("import pybootstrap.engine.options")
     assert loaded - _loaded_by("import __future__, argparse, collections, re") == {
         "pybootstrap",
@@ -77,7 +77,7 @@ def test_options_load_the_standard_library_only() -> None:
 
 
 @pytest.mark.parametrize("kind", [Stats, Usage, LostEvent, Account])
-def test_named_tuples_are_as_typing_makes_them(kind: typing.Any) -> None:
+def test_named_tuples_equal_those_of_typing(kind: typing.Any) -> None:
     make: typing.Any = typing.NamedTuple
     twin = make(kind.__name__, list(typing.get_type_hints(kind).items()))
     values = range(len(kind._fields))

@@ -48,7 +48,7 @@ def test_good_values() -> None:
         ["word"],
     ],
 )
-def test_bad_values_are_one_line_and_status_2(
+def test_bad_values_get_one_line_and_status_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
@@ -60,18 +60,18 @@ def test_bad_values_are_one_line_and_status_2(
     assert err.count("\n") == 1
 
 
-def test_the_parser_takes_the_rings_that_the_tracer_takes() -> None:
+def test_the_parser_accepts_the_ring_sizes_of_the_tracer() -> None:
     assert (options.MIN_RING, options.MAX_RING) == (lib.SHIM_MIN_RING, lib.SHIM_MAX_RING)
     for size in ("64K", "65536", "1M", "1G"):
         assert make_parser().parse_args(["--ring-size", size]).ring_size >= lib.SHIM_MIN_RING
 
 
-def test_a_bad_size_is_called_by_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_a_bad_size_names_the_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         make_parser().parse_args(["--ring-size", "3M"])
     assert "argument --ring-size: '3M' is not a power of two" in capsys.readouterr().err
 
 
-def test_columns_do_not_go_with_json() -> None:
+def test_long_and_json_exclude_each_other() -> None:
     with pytest.raises(SettingError, match="--long"):
         make_tracer(make_parser().parse_args(["-jl"]))

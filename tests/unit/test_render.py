@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Text lines against hand-written ones; JSON lines against what a JSON parser makes of them."""
+"""Compares text lines with hand-written ones, and JSON lines with what a JSON parser reads."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SLEEP: dict[str, Any] = {
 
 
 def as_json(event: ExecEvent | ExitEvent) -> dict[str, Any]:
-    """All fields of an event, with the time as JSON has it."""
+    """All fields of an event, with the time in JSON's form."""
     fields = event.asdict()
     second, ns = divmod(fields.pop("time_ns"), 10**9)
     return {"time": time.strftime(f"%Y-%m-%dT%H:%M:%S.{ns:09d}Z", time.gmtime(second)), **fields}
@@ -149,7 +149,7 @@ def test_one_event_is_one_printable_line(
 
 
 @given(args=st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126)), min_size=1))
-def test_a_shell_would_take_the_command_line_apart_again(args: list[str]) -> None:
+def test_a_shell_splits_the_command_line_into_the_same_words(args: list[str]) -> None:
     record = exec_record(b"/no/such", tuple(a.encode() for a in args), **SLEEP)
     detail = line(record, args=True)[len("22:13:20 EXEC  sleep            4242    17      ") :]
     words = ["/no/such" if args[0] == "such" else args[0], *args[1:]]
@@ -240,7 +240,7 @@ READERS = {
 
 
 def without_large_numbers(fields: dict[str, Any]) -> dict[str, Any]:
-    """Without those that NAME_exact stands for."""
+    """The fields without the numbers that have a NAME_exact."""
     kept = {k: v for k, v in fields.items() if f"{k}_exact" not in fields}
     return {k: without_large_numbers(v) if isinstance(v, dict) else v for k, v in kept.items()}
 
@@ -255,7 +255,7 @@ def test_json_survives_other_parsers(reader: str) -> None:
     assert list(map(without_large_numbers, read)) == list(map(without_large_numbers, written))
 
 
-def test_losses_are_no_lines_of_the_table() -> None:
+def test_losses_are_not_lines_of_the_table() -> None:
     assert TextRenderer().render([LostEvent(2, 1, 3)]) == ""
 
 
@@ -278,5 +278,5 @@ def test_a_renderer_of_functions_for_events() -> None:
 
 
 @given(st.integers(0, 2**62))
-def test_the_clock_is_that_of_date(time_ns: int) -> None:
+def test_the_clock_agrees_with_datetime(time_ns: int) -> None:
     assert clock(time_ns) == f"{datetime.fromtimestamp(time_ns // 10**9):%H:%M:%S}"  # noqa: DTZ006

@@ -50,7 +50,7 @@ class Rules(NamedTuple):
     room: int = 9  # records that fit into the ring
     filling: int = 0  # unread records at which the ring counts as filling up; 0: never
     buffer: int = 9  # records that fit into the reader's buffer
-    alarms: int = 0  # allowed for one position of the reader; 0: not counted
+    alarms: int = 0  # the maximum for one position of the reader; 0: not checked
     gathers: bool = True  # False: the latency bound is 0
     times_out: bool = False  # read() has a timeout
     stops: bool = False  # stop() may be called
@@ -91,7 +91,7 @@ class Program(NamedTuple):
 class Reader(NamedTuple):
     step: str = "epoll_wait"
     by_ring: bool = False  # epoll_wait() found the ring ready
-    at_once: bool = False  # it returned for a reason to drain
+    at_once: bool = False  # it returned for a reason to drain now
     position: int = 0  # also the number of records received
     end: int = 0  # the ring's end, as this round of libbpf read it
     found: bool = False  # this round took a record
