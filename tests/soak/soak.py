@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 """Two tracers under a mixed load for a long time: soak.py [--minutes M]. As root.
 
-One is the command, which writes JSON to a pipe that this program reads and counts; one is a Tracer
-in a Python program of its own. The load has a steady part of about a hundred processes a second,
-bursts, long and odd names, processes that live for a while, and pauses. Each 30 seconds a row is
-printed for each tracer. At the end the books are drawn up, also against the count of the processes
-that the load itself started.
+One is the command, whose JSON this program reads and counts; the other is a Tracer in a Python
+program of its own. The load consists of a steady hundred processes a second, bursts, long and odd
+names, processes that live for a while, and pauses. Every 30 seconds the program prints a row for
+each tracer. At the end it checks the counters, also against the number of processes that the load
+itself started.
 
-Exit status 1 when events are unaccounted for, or memory or descriptors of a tracer have grown
-beyond the bounds below since it had warmed up.
+The exit status is 1 if events are unaccounted for, or if a tracer's memory or descriptors have
+grown beyond the bounds below since it warmed up.
 """
 
 from __future__ import annotations
@@ -27,17 +27,16 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-GROWTH_KIB = 4096  # of VmRSS since the warm-up; events of one batch can be that much
+GROWTH_KIB = 4096  # of VmRSS since the warm-up; the events of one batch can take this much
 WARM_UP_S = 60.0  # caches fill, the allocator settles
 TICKS = os.sysconf("SC_CLK_TCK")
 
-# The tracer in Python: reads for ever, and says what it knows when asked to by SIGUSR1 and at the
-# end.
+# The tracer in Python: reads until SIGTERM, and prints its counters on SIGUSR1 and at the end.
 TRACER = """
 import json, os, signal, sys
 from pybootstrap import ExitEvent, LostEvent, Tracer
 asked, stopped, load = False, False, int(sys.argv[1])
-count = {"events": 0, "said_lost": 0, "ends": 0}
+count = {"events": 0, "reported_lost": 0, "ends": 0}
 
 def ask(*_):
     global asked
@@ -61,7 +60,7 @@ with Tracer() as tracer:
             break
         for event in events:
             if isinstance(event, LostEvent):
-                count["said_lost"] += event.count
+                count["reported_lost"] += event.count
             else:
                 count["events"] += 1
                 count["ends"] += (
@@ -100,7 +99,7 @@ def use_of(pid: int) -> Use:
 
 
 class Traced:
-    """A tracing process; what it writes is counted by a thread of ours."""
+    """A tracing process; a thread of ours counts what it writes."""
 
     name = ""
 
@@ -111,8 +110,8 @@ class Traced:
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
-        self.events = self.said_lost = self.ends = 0
-        self.books: dict[str, int] = {}
+        self.events = self.reported_lost = self.ends = 0
+        self.counters: dict[str, int] = {}
         self.stderr = b""
         self.warm: Use | None = None
         self.worst: Use | None = None
@@ -155,7 +154,7 @@ class Traced:
             thread.join()
 
     def problems(self, started: int) -> list[str]:
-        """What is wrong, in sentences; `started` processes were the load's."""
+        """What is wrong, in sentences; the load started `started` processes."""
         found = []
         if self.process.returncode != 0:
             found.append(f"exit status {self.process.returncode}: {self.stderr.decode()[-500:]}")
@@ -165,13 +164,13 @@ class Traced:
                 found.append(f"memory grew by {grown} KiB, more than {GROWTH_KIB}")
             if self.worst.descriptors > self.warm.descriptors:
                 found.append(f"descriptors: {self.warm.descriptors}, then {self.worst.descriptors}")
-        if not started - self.said_lost <= self.ends <= started:
-            found.append(f"{self.ends} of {started} ends seen, {self.said_lost} lost")
+        if not started - self.reported_lost <= self.ends <= started:
+            found.append(f"{self.ends} of {started} ends seen, {self.reported_lost} lost")
         return found
 
 
 class CommandTraced(Traced):
-    """The command. What it says at the end of losses is compared with its stream."""
+    """The command. The losses it reports at its end are compared with those in its stream."""
 
     name = "command"
 
@@ -183,7 +182,7 @@ class CommandTraced(Traced):
         for line in lines:
             event: dict[str, Any] = json.loads(line)
             if event["event"] == "lost":
-                self.said_lost += event["count"]
+                self.reported_lost += event["count"]
             else:
                 self.events += 1
                 self.ends += (
@@ -195,17 +194,17 @@ class CommandTraced(Traced):
     def problems(self, started: int) -> list[str]:
         found = super().problems(started)
         closing = re.search(rb"(\d+) of (\d+) events were lost", self.stderr)
-        if closing and int(closing[2]) != self.events + self.said_lost:
-            found.append(f"produced {closing[2].decode()}, seen {self.events}+{self.said_lost}")
-        if closing and int(closing[1]) != self.said_lost:
-            found.append(f"lost {closing[1].decode()}, said in the stream {self.said_lost}")
-        if self.said_lost and not closing:
-            found.append("events were lost, which was not said at the end")
+        if closing and int(closing[2]) != self.events + self.reported_lost:
+            found.append(f"produced {closing[2].decode()}, seen {self.events}+{self.reported_lost}")
+        if closing and int(closing[1]) != self.reported_lost:
+            found.append(f"lost {closing[1].decode()}, reported in the stream {self.reported_lost}")
+        if self.reported_lost and not closing:
+            found.append("events were lost, which was not reported at the end")
         return found
 
 
 class TracerTraced(Traced):
-    """The Tracer in a program; its books are its `stats`."""
+    """The Tracer in a program; its counters are its `stats`."""
 
     name = "Tracer"
 
@@ -215,11 +214,11 @@ class TracerTraced(Traced):
 
     def read(self, lines: IO[bytes]) -> None:
         for line in lines:
-            self.books = json.loads(line)
+            self.counters = json.loads(line)
             self.ready.set()
-            self.events = self.books.get("events", 0)
-            self.said_lost = self.books.get("said_lost", 0)
-            self.ends = self.books.get("ends", 0)
+            self.events = self.counters.get("events", 0)
+            self.reported_lost = self.counters.get("reported_lost", 0)
+            self.ends = self.counters.get("ends", 0)
 
     def measure(self, warm: bool) -> Use:
         self.process.send_signal(signal.SIGUSR1)
@@ -228,11 +227,13 @@ class TracerTraced(Traced):
 
     def problems(self, started: int) -> list[str]:
         found = super().problems(started)
-        books = self.books
-        if books.get("produced") != books.get("received", 0) + books.get("lost", 0):
-            found.append(f"the books do not balance: {books}")
-        if (books.get("received"), books.get("lost")) != (self.events, self.said_lost):
-            found.append(f"counted {self.events} and {self.said_lost} lost; the books say {books}")
+        counters = self.counters
+        if counters.get("produced") != counters.get("received", 0) + counters.get("lost", 0):
+            found.append(f"the counters do not balance: {counters}")
+        if (counters.get("received"), counters.get("lost")) != (self.events, self.reported_lost):
+            found.append(
+                f"counted {self.events}, {self.reported_lost} lost; the counters are {counters}"
+            )
         return found
 
 
@@ -242,7 +243,7 @@ ODD = ["\x1b[31m", "a\nb", os.fsdecode(b"\xff\xfe"), "\u202ex", "", "'$(id)"]
 
 
 class Load(threading.Thread):
-    """Starts processes, children of this program, and waits for each; counts them."""
+    """Starts processes as children of this program, waits for each, and counts them."""
 
     def __init__(self, end: float, seed: int) -> None:
         super().__init__()
@@ -310,7 +311,7 @@ def print_rows(minutes: float, tracers: list[Traced], warm: bool) -> None:
     for tracer in tracers:
         use = tracer.measure(warm)
         print(
-            f"| {minutes:7.1f} | {tracer.name:<7} | {tracer.events:>9} | {tracer.said_lost:>6} "
+            f"| {minutes:7.1f} | {tracer.name:<7} | {tracer.events:>9} | {tracer.reported_lost:>6} "
             f"| {use.rss_kib:>8} | {use.descriptors:>4} | {use.cpu_s:>7.2f} |",
             flush=True,
         )
@@ -332,7 +333,7 @@ def soak(seconds: float, every: float, seed: int) -> int:
         if not python.ready.wait(60):
             print("the Tracer did not start", file=sys.stderr)
             return 1
-        time.sleep(3)  # the command says nothing until there is an event
+        time.sleep(3)  # the command prints nothing until there is an event
         load.start()
         print(HEADER, flush=True)
         while load.is_alive():
@@ -354,11 +355,11 @@ def soak(seconds: float, every: float, seed: int) -> int:
     for tracer in tracers:
         grown = tracer.worst.rss_kib - tracer.warm.rss_kib if tracer.warm and tracer.worst else 0
         print(
-            f"{tracer.name}: {tracer.events} events and {tracer.said_lost} lost; "
+            f"{tracer.name}: {tracer.events} events and {tracer.reported_lost} lost; "
             f"{tracer.ends} ends of the {load.started} processes that were started; "
             f"memory at most {grown} KiB more than after the warm-up"
         )
-    print(f"Tracer's books: {python.books}")
+    print(f"Tracer's counters: {python.counters}")
     for problem in wrong:
         print(f"WRONG: {problem}")
     print("soak: FAILED" if wrong else "soak: passed")
@@ -366,9 +367,9 @@ def soak(seconds: float, every: float, seed: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="two tracers under load for a long time")
+    parser = argparse.ArgumentParser(description="Run two tracers under load for a long time.")
     parser.add_argument("--minutes", type=float, default=30, metavar="M")
-    parser.add_argument("--every", type=float, default=30, metavar="SECONDS", help="a row so often")
+    parser.add_argument("--every", type=float, default=30, metavar="S", help="seconds between rows")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the load")
     options = parser.parse_args()
     return soak(options.minutes * 60, options.every, options.seed)
