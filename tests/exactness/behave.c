@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 /*
  * A process that behaves as its arguments say: one word after the other, "[ ... ]" being the words
- * of a child. workload.py writes the scripts; each word is explained where it is carried out.
+ * of a child. workload.py writes the scripts; each word is explained where it is executed.
  *
- * It is the witness too. To the file BEHAVE_FD it appends one JSON line
- *   - "image" at the start of each program image, so for each exec that succeeded;
+ * It is also the witness. It appends one JSON line to the file BEHAVE_FD
+ *   - "image" at the start of each program image, that is, for each successful exec;
  *   - "born" in each forked child;
- *   - "reap" for each child that it waits for: what wait4(2) said of it.
+ *   - "reap" for each child that it waits for: what wait4(2) returned.
  * All ids in it are those that /proc shows. Every loop and every sleep is bounded.
  */
 #define _GNU_SOURCE
@@ -34,14 +34,14 @@
 extern char **environ;
 
 enum {
-	READY_FD = 198, /* "hang" says here that it hangs */
+	READY_FD = 198, /* "hang" reports here that it hangs */
 	MAX_THREADS = 1024,
 	MAX_WAIT_S = 10,
-	KEPT_ARGS = 8192, /* bytes of arguments that the witness tells */
-	FAILED = 98, /* exit status: this program, or what it was told, is wrong */
+	KEPT_ARGS = 8192, /* bytes of arguments that the witness reports */
+	FAILED = 98, /* exit status: this program or its script is wrong */
 };
 
-/* The words of one process, which one of its threads carries out. */
+/* The words of one process, which one of its threads executes. */
 struct script {
 	char **word;
 	int count;
@@ -119,7 +119,7 @@ struct who {
 	unsigned long long start; /* clock ticks since boot */
 };
 
-/* The start of the file /proc/NAME/FILE; an empty string when it cannot be read. */
+/* The start of the file /proc/NAME/FILE; an empty string if it cannot be read. */
 static void read_proc(char *text, size_t size, const char *name, const char *file)
 {
 	char path[64];
@@ -135,7 +135,7 @@ static void read_proc(char *text, size_t size, const char *name, const char *fil
 	text[n > 0 ? n : 0] = '\0';
 }
 
-/* What /proc says of a process, a zombie too; NAME is "self" or a pid. */
+/* What /proc says about a process or a zombie; NAME is "self" or a pid. */
 static struct who look_up(const char *name)
 {
 	struct who who = {};
@@ -193,7 +193,7 @@ static char *put_who(char *line, const char *kind, const struct who *who)
 	return stpcpy(put_hex(line, who->comm, strlen(who->comm)), "\"");
 }
 
-/* A new child says who made it: it may be an orphan already. */
+/* A new child reports its parent, because it may be an orphan already. */
 static void say_born(void)
 {
 	struct who me = look_up("self");
@@ -206,7 +206,7 @@ static void say_born(void)
 	say(line, end - line);
 }
 
-/* The user has changed. /proc goes on showing the old one when the leader is gone. */
+/* The user has changed. Without a leader /proc still shows the old one. */
 static void say_user(void)
 {
 	struct who me = look_up("self");
@@ -259,7 +259,7 @@ static void say_reaped(struct who child, int status, struct rusage *u)
 	say(line, end - line);
 }
 
-/* Waits for one child (0: any) and tells of it; false when there is none. */
+/* Waits for one child (0: any) and reports it; false if there is none. */
 static bool reap(pid_t pid)
 {
 	siginfo_t info = {};
@@ -323,7 +323,7 @@ static void vfork_exit(int code)
 	reap(pid);
 }
 
-/* Runs a child and sends it a signal once it says that it hangs. */
+/* Runs a child and sends it a signal once it reports that it hangs. */
 static void kill_child(int number, struct script child)
 {
 	int ready[2];
@@ -374,9 +374,9 @@ static bool has_ended(int code)
 }
 
 /*
- * Lets a tracee go on after each stop, with the signal that stopped it, until it has ended, or is no
- * tracee any more since another thread's exec took its place. The kernel does not always say the
- * latter to one that sleeps, so this looks again and again.
+ * Continues a tracee after each stop, with the signal that stopped it, until it has ended, or is no
+ * tracee any more because another thread's exec replaced it. The kernel does not always report the
+ * latter to a sleeping tracer, so this polls.
  */
 static void let_run(pid_t pid)
 {
@@ -504,7 +504,7 @@ static void *run_in_thread(void *arg)
 	_exit(0);
 }
 
-/* A new thread carries out the rest of the script, while this one does what `how` says. */
+/* A new thread executes the rest of the script, while this one does what `how` says. */
 static void go_on_in_thread(struct script *s, char *how)
 {
 	struct script *rest = malloc(sizeof(*rest)); /* this thread's stack may be unwound */
@@ -633,7 +633,7 @@ static bool another_runs(void)
 	ssize_t size = 0;
 	FILE *file;
 
-	/* As /proc names it: in another pid namespace gettid(2) says something else. */
+	/* As /proc names it, because gettid(2) differs in another pid namespace. */
 	if (!tasks || (size = readlink("/proc/thread-self", self, sizeof(self) - 1)) < 0)
 		die("/proc/self/task");
 	self[size] = '\0';
@@ -653,8 +653,8 @@ static bool another_runs(void)
 }
 
 /*
- * glibc has each thread change its user, by a signal that it waits for. One that ends by the bare
- * system call meanwhile never answers. Those that will do so at once.
+ * glibc changes the user of each thread by a signal, and waits for it. A thread that ends by the
+ * bare system call meanwhile never answers. Those threads do so at once.
  */
 static void become(int uid)
 {
@@ -704,13 +704,13 @@ static void keep_herd(int count, int ms)
 
 /* ---- Exec ---- */
 
-/* Goes on in a new image of what path names; comes back when that fails. */
+/* Continues in a new image of the file at path; returns if that fails. */
 static void exec_path(char *path, struct script *s)
 {
 	execve(path, make_argv(path, s), environ);
 }
 
-/* As exec, with count more arguments of size bytes each after the script. */
+/* Like exec, with count more arguments of size bytes each after the script. */
 static void exec_padded(struct script *s, int count, int size)
 {
 	char **argv = calloc(s->count - s->next + count + 3, sizeof(*argv));

@@ -43,7 +43,7 @@ PACKAGE = "libbpf-tools"  # Debian's and Ubuntu's name
 EARLY = "started before the tracer, age at least 100 ms"
 EARLY_MS = 4000
 
-# What these are about is no business of exitsnoop, which shows no file names and no arguments.
+# Traps that do not concern exitsnoop, which shows no file names and no arguments.
 ABOUT_TEXT = {name for name in TRAPS if name.startswith(("file name", "200 arg", "arguments"))}
 ABOUT_TEXT |= {"script with #!", "fexecve"}
 
@@ -52,7 +52,7 @@ ABOUT_TEXT |= {"script with #!", "fexecve"}
 
 
 class Line(NamedTuple):
-    """What a tool printed of a process."""
+    """What a tool printed about a process."""
 
     ppid: int
     rest: tuple[str, ...]
@@ -119,14 +119,14 @@ def exitsnoop(site: Site) -> Snoop:
     return Snoop(site, "exitsnoop", [], r".{16} (\d+) +(\d+) +\d+ +([\d.]+) +(.*)$")
 
 
-# ---- What is wrong with what a tool said of one process: sentences ----
+# ---- What a tool got wrong about one process, in sentences ----
 
 
 def wrong_execs(process: Process, lines: Sequence[Line]) -> Iterator[str]:
     if len(lines) != len(process.images):
         yield f"{len(lines)} of {len(process.images)} execs"
         return
-    for image, line in reversed(list(zip(process.images, lines))):  # the last is what it is about
+    for image, line in reversed(list(zip(process.images, lines))):  # the last image is the subject
         if image_args(image)[1:2] == (image_filename(image),):
             continue  # a "#!" script: this tool shows the caller's view of its arguments
         filename, args = image_filename(image), image_args(image)
@@ -172,7 +172,7 @@ class Row(NamedTuple):
 
 
 def verdict(problems: Sequence[Sequence[str]]) -> str:
-    """One cell: `problems` has those of each time that the trap was tried."""
+    """One cell; `problems` has a list for each run of the trap."""
     bad = [p for p in problems if p]
     if not bad:
         return "right"
@@ -236,7 +236,7 @@ def _run(site: Site, execs: Snoop, exits: Snoop, times: int) -> Result:
             witness = early.witness()
             slow.stop()
             problems = [d.what for d in compare(slow, witness, execs=False, early=True)]
-        time.sleep(0.5)  # the tools' own reading
+        time.sleep(0.5)  # the tools need time to read
     finally:
         execs.stop()
         exits.stop()
@@ -253,7 +253,7 @@ def _early_exit(witness: Witness, exits: Snoop) -> str:
 
 
 def write(path: Path, table: Sequence[str]) -> None:
-    """Puts the table between the marks of the document; a missing one is made."""
+    """Puts the table between the marks of the document, which is made if it is missing."""
     text = path.read_text() if path.exists() else f"# Exactness\n\n{BEGIN}\n{END}\n"
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)

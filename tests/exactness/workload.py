@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Processes that behave in every way we know, what wait4(2) says of them, and what a Tracer says.
+"""Processes that behave in every way we know, and how wait4(2) and a Tracer report them.
 
-- `Script` is a behaviour: words for behave.c. `generate()` makes one of a seed; `TRAPS` names some.
-- `Site` is a directory with the built program; `Site.run()` carries out scripts and collects
+- `Script` is a behaviour: words for behave.c. `generate()` makes one from a seed; see `TRAPS`.
+- `Site` is a directory with the built program; `Site.run()` runs scripts and collects
   witnesses. Every process is reaped with wait4: by its parent, or as an orphan by the supervisor,
   which is a child subreaper.
-- `compare()` holds the events of a Tracer against the witnesses and returns the differences.
+- `compare()` compares the events of a Tracer with the witnesses and returns the differences.
 
 Witnesses know processes by (pid, start in clock ticks), as proc_pid_stat(5) has them.
 """
@@ -48,11 +48,11 @@ SIGNALS += [RTMIN, RTMIN + 3, int(signal.SIGRTMAX)]
 
 @dataclass(frozen=True)
 class Script:
-    """What one process does, as words for behave.c, and what comes of that by construction."""
+    """What one process does, as words for behave.c, and the processes and execs that result."""
 
     words: tuple[str, ...]
-    processes: int = 1  # all that it makes, itself too
-    execs: int = 1  # that succeed, in all of them, the one that starts it too
+    processes: int = 1  # that it makes, including itself
+    execs: int = 1  # that succeed in all of them, including the one that starts it
 
     @classmethod
     def of(cls, text: str, processes: int = 1, execs: int = 1) -> Script:
@@ -63,7 +63,7 @@ class Script:
         return " ".join(self.words)
 
 
-# Words that start with @ stand for a path: see Site.
+# Words that start with @ stand for paths: see Site.
 TRAPS = {
     "leader exits first, another thread calls exit(7)": Script.of(
         "inthread sysexit:5 sleep 60 exit 7"
@@ -114,9 +114,9 @@ TRAPS = {
     "setuid and setsid after exec": Script.of("fork [ setsid uid 65534 comm other exit 5 ]", 2),
 }
 
-# Who ends first, and whether an exec comes before: to be repeated.
+# Races about who ends first, and whether an exec comes before that; to be repeated.
 RACES = {
-    # An exec makes the thread that is left the leader: what the old one did is forgotten.
+    # An exec makes the remaining thread the leader, whatever the old one did.
     "exec, then the new leader first": Script.of(
         "inthread hang sleep 5 exec inthread sysexit:5 sleep 20 exit 7", 1, 2
     ),
@@ -153,7 +153,7 @@ def _join(parts: Iterable[Part]) -> Part:
 
 
 class _Generator:
-    """Writes behaviours; every choice is the random generator's."""
+    """Writes behaviours; the random generator makes every choice."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -163,12 +163,12 @@ class _Generator:
         return Script(tuple(part.words.split()), 1 + part.processes, 1 + part.execs)
 
     def body(self, depth: int) -> Part:
-        """What a process does that may have children."""
+        """The behaviour of a process that may have children."""
         steps = [self.step(depth) for _ in range(self.rng.randrange(4))]
         return _join([*steps, self.ending()])
 
     def leaf(self) -> Part:
-        """What a process does that has none."""
+        """The behaviour of a process that has no children."""
         return _join([*(self.quiet_step() for _ in range(self.rng.randrange(3))), self.ending()])
 
     def step(self, depth: int) -> Part:
@@ -177,7 +177,7 @@ class _Generator:
         return self.quiet_step()
 
     def quiet_step(self) -> Part:
-        """Something that makes no process."""
+        """A step that makes no process."""
         rng = self.rng
         how = rng.choice([f"sleep:{rng.randrange(15)}", "exit", "pexit", "sysexit:9"])
         leader = rng.choice([f"sysexit:{rng.randrange(256)}", "pexit", f"sleep:{rng.randrange(9)}"])
@@ -273,7 +273,7 @@ def plan(seed: int, processes: int) -> list[Script]:
 
 
 class Key(NamedTuple):
-    """One process, however often its pid is used."""
+    """One process, even if its pid is reused."""
 
     pid: int
     start: int  # clock ticks since boot
@@ -281,13 +281,13 @@ class Key(NamedTuple):
 
 @dataclass
 class Process:
-    """What is known of a process without any tracer."""
+    """What is known about a process without any tracer."""
 
     key: Key
     images: list[dict[str, Any]] = field(default_factory=list)  # one for each successful exec
-    reaped: dict[str, Any] = field(default_factory=dict)  # what wait4 said
+    reaped: dict[str, Any] = field(default_factory=dict)  # what wait4 returned
     parents: set[int] = field(default_factory=set)
-    user: tuple[int, int] | None = None  # uid and gid, as it said last
+    user: tuple[int, int] | None = None  # uid and gid, as it last reported
     ns_pid: int | None = None
     script: int | None = None  # index of the script it belongs to
 
@@ -337,12 +337,12 @@ class Witness:
         return process.script
 
     def of(self, script: int) -> list[Process]:
-        """The processes of one script, the first one first."""
+        """The processes of one script, beginning with its first."""
         found = [p for p in self.processes.values() if p.script == script]
         return sorted(found, key=lambda p: (p.key.start, p.key.pid))
 
     def has_parent(self, event: ExecEvent | ExitEvent) -> bool:
-        """Whether a process of ours, living when that of the event started, is its parent."""
+        """Whether the event's parent is a process of ours that lived when the event's started."""
         start = event.start_boottime_ns
         return event.ppid == self._supervisor or any(
             parent.key.start * TICK_NS <= start <= parent.reaped.get("time_ns", 0)
@@ -358,7 +358,7 @@ class Witness:
         return children
 
     def differences(self) -> Iterator[Difference]:
-        """Where the processes that there were are not those that the scripts should make."""
+        """Differences between the processes that ran and those that the scripts should make."""
         made: dict[int | None, list[Process]] = defaultdict(list)
         for process in self.processes.values():
             made[process.script].append(process)
@@ -380,7 +380,7 @@ def _proc(pid: int | str, name: str) -> str:
 
 
 def look_up(pid: int | str) -> dict[str, Any]:
-    """What /proc says of a process, a zombie too: behave.c's look_up()."""
+    """What /proc says about a process or zombie, as behave.c's look_up()."""
     text = _proc(pid, "stat")
     before, _, after = text.rpartition(")")
     fields = after.split()
@@ -398,13 +398,13 @@ def look_up(pid: int | str) -> dict[str, Any]:
 
 # ---- Running ----
 
-LIMIT_S = 60  # and a second for each script; the slowest machine takes a tenth of it
+LIMIT_S = 60  # plus a second for each script; the slowest machine takes a tenth of it
 
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def _late_elf() -> bytes:
-    """A program that execve(2) accepts and only then, its old image gone, cannot map."""
+    """A program that execve(2) accepts but cannot map after it has given up the old image."""
     entry = 0x400000
     load = struct.pack("<IIQQQQQQ", 1, 5, 0, 0xFFFF_8000_0000_0000, 0, 4096, 4096, 4096)
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
@@ -413,7 +413,7 @@ def _late_elf() -> bytes:
 
 
 def _machine() -> int:
-    """This machine's ELF number, as the Python interpreter has it."""
+    """This machine's ELF number, from the Python interpreter."""
     with open("/proc/self/exe", "rb") as exe:
         machine: int = struct.unpack("<H", exe.read(20)[18:20])[0]
     return machine
@@ -422,8 +422,8 @@ def _machine() -> int:
 class Site:
     """A directory with the behave program and the files that scripts name with @.
 
-    Everybody may enter it, because some scripts give up root. `program` is behave.c, built already,
-    for a machine without a compiler.
+    Everybody may enter it, because some scripts give up root. `program` is the built behave.c, for
+    a machine without a compiler.
     """
 
     def __init__(self, program: Path | None = None) -> None:
@@ -459,7 +459,7 @@ class Site:
         return str(path)
 
     def long_name(self, size: int) -> str:
-        """A name of the behave program that is this many bytes long."""
+        """A path of the behave program that is `size` bytes long."""
         fill = size - len(os.fsencode(self.behave))
         return str(self.path) + "/" * (fill % 2) + "/." * (fill // 2) + "/behave"
 
@@ -481,12 +481,12 @@ class Site:
         return [str(self.behave), *(self._names.get(word, word) for word in script.words)]
 
     def run(self, scripts: Sequence[Script], parallel: int = 16) -> Run:
-        """Starts a supervisor that carries out the scripts; ask the result whether it has ended."""
+        """Starts a supervisor that runs the scripts; ask the result for `ended()`."""
         return Run(self, scripts, parallel)
 
 
 def _descendants(pid: int) -> list[int]:
-    """All that are below a process, zombies too."""
+    """All descendants of a process, including zombies."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # gone meanwhile
@@ -498,11 +498,11 @@ def _descendants(pid: int) -> list[int]:
 
 
 class Run:
-    """Scripts being carried out by a supervisor, which is a child of ours."""
+    """Scripts that a supervisor, a child of ours, is running."""
 
     def __init__(self, site: Site, scripts: Sequence[Script], parallel: int) -> None:
         self._scripts = scripts
-        # Written by all, each line at its end: see memfd_create(2) and O_APPEND in open(2).
+        # All processes append their lines to it: see memfd_create(2) and O_APPEND in open(2).
         memory = os.memfd_create("witness", 0)
         self._lines = os.open(f"/proc/self/fd/{memory}", os.O_RDWR | os.O_APPEND)
         os.close(memory)
@@ -523,7 +523,7 @@ class Run:
         return self._status is not None
 
     def give_up(self) -> str:
-        """Kills what still runs, the supervisor last, and says what that was."""
+        """Kills what still runs, the supervisor last; returns a description of it."""
         left = []
         for pid in (*_descendants(self.pid), self.pid):
             what = _proc(pid, "cmdline").replace("\0", " ").strip()
@@ -535,12 +535,12 @@ class Run:
         return "; ".join(left)
 
     def lines(self) -> list[dict[str, Any]]:
-        """What was said until now."""
+        """The lines written so far."""
         content = os.pread(self._lines, os.fstat(self._lines).st_size, 0)
         return [json.loads(line) for line in content.splitlines()]
 
     def witness(self) -> Witness:
-        """What was seen; waits for the end."""
+        """Waits for the end; returns all witnesses."""
         self.ended(options=0)
         if self._status:
             raise RuntimeError(f"the supervisor ended with wait status {self._status}")
@@ -588,7 +588,7 @@ class _Supervisor:
         return pid
 
     def _reap(self) -> int:
-        """Waits for a child; 0 when there is none."""
+        """Waits for a child; returns 0 if there is none."""
         try:
             info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
@@ -619,7 +619,7 @@ class _Supervisor:
 
 
 class Recording(NamedTuple):
-    """What a Tracer and the witnesses said of the same run."""
+    """What a Tracer and the witnesses reported about the same run."""
 
     events: list[Event]
     witness: Witness
@@ -632,9 +632,9 @@ def record(
     parallel: int = 16,
     **settings: Any,
 ) -> Recording:
-    """Carries out the scripts under a `Tracer(**settings)`.
+    """Runs the scripts under a `Tracer(**settings)`.
 
-    The ring is larger than by default: other processes of the machine fill it too.
+    The ring is larger than by default, because other processes of the machine fill it too.
     """
     from pybootstrap import Tracer
 
@@ -676,10 +676,10 @@ class Difference:
     __repr__ = __str__
 
 
-KEPT_ARGS = 8192  # bytes of arguments that are promised
+KEPT_ARGS = 8192  # bytes of arguments that a Tracer promises to keep
 
-# How much less than wait4 an EXIT event may say, since it is made before the process has quite
-# gone: what follows is accounted to the process, but after the event. Never may it say more.
+# How much less than wait4 an EXIT event may report, because it is made before the process is quite
+# gone: what follows is accounted to the process after the event. It may never report more.
 # CPU time: the rest of do_exit(), most of it freeing memory, and what each CPU that runs a thread
 # has not accounted since its last tick. Switches: a few for each of up to 64 threads. Faults and
 # blocks: what clearing a thread's id and closing its files may need. Seen in 5,000 processes on
@@ -712,7 +712,7 @@ def image_filename(image: dict[str, Any]) -> str:
 
 
 def image_args(image: dict[str, Any]) -> tuple[str, ...]:
-    """The first 8 KiB of the arguments, as an event has them."""
+    """The arguments as an event has them, that is, their first 8 KiB."""
     args = _unhex(image["args"]).split("\0")
     if not args[-1]:
         args.pop()
@@ -720,7 +720,7 @@ def image_args(image: dict[str, Any]) -> tuple[str, ...]:
 
 
 def own_usage(reaped: dict[str, Any], children: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """What wait4 said of a process without what its own reaped children had used."""
+    """What wait4 reported for a process, minus the usage of its own reaped children."""
     names = ("user_us", "system_us", *SLACK)
     return {name: reaped[name] - sum(child[name] for child in children) for name in names}
 
@@ -732,7 +732,7 @@ def usage_differences(
     cpu_us = (usage.user_ns + usage.system_ns) / 1000
     expected = own["user_us"] + own["system_us"]
     slack = CPU_SLACK_US + CPU_SLACK_US_PER_MB * reaped["max_rss_kb"] / 1024
-    rounding = 2 * (len(children) + 1)  # wait4 cuts each of both times to microseconds
+    rounding = 2 * (len(children) + 1)  # wait4 truncates both times to microseconds
     if not expected - slack <= cpu_us <= expected + rounding:
         yield f"CPU time {cpu_us} us, wait4 {expected} us"
     given = {
@@ -752,7 +752,7 @@ def usage_differences(
 def _peak_differences(
     peak: int, reaped: dict[str, Any], children: Sequence[dict[str, Any]]
 ) -> Iterator[str]:
-    """wait4's peak is that of the process or of a reaped child, whichever is larger."""
+    """wait4's peak is the larger one of the process and its reaped children."""
     expected = reaped["max_rss_kb"] * 1024
     largest_child = max((child["max_rss_kb"] * 1024 for child in children), default=0)
     if peak > expected or (peak < expected and largest_child < expected):
@@ -771,7 +771,7 @@ def _wrong(what: str, got: object, expected: object) -> Iterator[str]:
 def _identity_differences(
     event: ExecEvent | ExitEvent, seen: dict[str, Any], process: Process
 ) -> Iterator[str]:
-    # A dead leader keeps its user when another thread changes that of the process.
+    # A dead leader keeps its user if another thread changes that of the process.
     if (event.uid, event.gid) != process.user:
         yield from _wrong("user", (event.uid, event.gid), (seen["uid"], seen["gid"]))
     yield from _wrong("sid", event.sid, seen["sid"])
@@ -781,7 +781,7 @@ def _identity_differences(
 
 
 class _Told(NamedTuple):
-    """What the Tracer was told, and so can say."""
+    """The Tracer's settings, which determine what it can report."""
 
     execs: bool
     args: bool
@@ -847,7 +847,7 @@ class _Events:
                 self.lost += event.count
 
     def strangers(self, witness: Witness) -> Iterator[ExecEvent | ExitEvent]:
-        """Events of processes that there were not, but whose parent is one of ours."""
+        """Events of unknown processes whose parent is one of ours."""
         for by_key in (self.execs, self.exits):
             for key, events in by_key.items():
                 if key not in witness.processes and witness.has_parent(events[0]):
@@ -861,10 +861,10 @@ def compare(
     args: bool = True,
     early: bool = False,
 ) -> list[Difference]:
-    """Where the events differ from the witnesses.
+    """Returns the differences between events and witnesses.
 
-    `execs=False` when the Tracer had a `min_duration_ms` (that every process reached), and so sends
-    none; `args` as the Tracer was told; `early` when the processes had started before the Tracer.
+    `execs=False`: the Tracer had a `min_duration_ms`, which every process reached, and so sent no
+    execs; `args`: as set on the Tracer; `early`: the processes had started before the Tracer.
     """
     seen = _Events(events)
     scripts = witness.scripts

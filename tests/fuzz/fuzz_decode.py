@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Arbitrary bytes as records: fuzz_decode.py [--seconds S] [--seed N], or FILE... to try again.
+"""Arbitrary bytes as records: fuzz_decode.py [--seconds S] [--seed N], or FILE... to repeat.
 
-Whatever the bytes, `Decoder.decode` gives events or RecordError. What it gives can be asked for
-everything and rendered in every way, without any exception: text as one printable line each, JSON
-that loads and gives back every byte.
+Whatever the bytes, `Decoder.decode` returns events or raises RecordError. Each property of an event
+can be read and each rendering made without an exception: text is one printable line, and JSON
+loads and preserves every byte.
 
-By itself it takes valid records apart and puts them together wrongly. With --atheris (and atheris
-installed) libFuzzer guides the search by coverage. Needs no privilege; loads nothing into the
-kernel. Input that failed is kept as fuzz-decode-SEED-N.bin.
+Without --atheris it takes valid records apart and puts them together wrongly. With --atheris (which
+must be installed) libFuzzer guides the search by coverage. It needs no privilege and loads nothing
+into the kernel. Input that failed is kept as fuzz-decode-SEED-N.bin.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ INTERESTING += [2**63 - 1, 2**63, 2**64 - 1, *HEADS.values(), 24, 4128, 8192, 12
 
 
 def check(data: bytes) -> list[Event]:
-    """Decodes and uses everything; any exception out of here is a finding."""
+    """Decodes and uses everything; any exception from here is a finding."""
     decoder = new_decoder()
     try:
         events = decoder.decode(data)
@@ -117,7 +117,7 @@ def check_text(loaded: dict[str, Any], name: str, expected: Any) -> None:
 
 
 def check_others(loaded: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Numbers from 2**53 on have a second form, and only these."""
+    """Only numbers from 2**53 on have a second member."""
     for name, value in expected.items():
         if isinstance(value, dict):
             check_others(loaded[name], value)
@@ -127,7 +127,7 @@ def check_others(loaded: dict[str, Any], expected: dict[str, Any]) -> None:
             assert loaded.get(f"{name}_exact") == (str(value) if large else None)
 
 
-# ---- Bytes that are nearly right ----
+# ---- Nearly valid bytes ----
 
 
 def put(data: bytearray, offset: int, size: int, value: int) -> None:
@@ -135,7 +135,7 @@ def put(data: bytearray, offset: int, size: int, value: int) -> None:
 
 
 def repair(data: bytes, filename_share: int) -> bytes:
-    """The same bytes as one record whose head does not lie, so that its text is looked at."""
+    """The same bytes as one record with a correct header, so that its text is decoded."""
     is_exit = len(data) >= ExitEvent.HEAD_SIZE and data[-1] & 1
     kind = (ExitEvent if is_exit else ExecEvent).KIND
     record = bytearray(data.ljust(HEADS[kind], b"\0"))
@@ -220,7 +220,7 @@ def keep(data: bytes, name: str) -> None:
 
 
 def search(seconds: float, seed: int) -> int:
-    """Until the time is over or something was found; returns the exit status."""
+    """Searches until the time is over or something was found; returns the exit status."""
     mutator = Mutator(seed)
     end = time.monotonic() + seconds
     tried = accepted = events = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""How guest.py makes a check, which returns a detail, fails with any exception, or is skipped."""
+"""Runs a check of guest.py, which returns a detail, raises an exception, or is skipped."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Check = Callable[[], str]
 
 
 def run_check(check: Check) -> None:
-    """Make one check and print its line; "ok" is null when it could not be made."""
+    """Run one check and print its line; "ok" is null if it was skipped."""
     started = time.monotonic()
     ok: bool | None
     try:
         ok, detail = True, check()
     except SkipTest as error:
         ok, detail = None, str(error)
-    except Exception as error:  # whatever went wrong is this check's result, and the next ones run
+    except Exception as error:  # any error is this check's result; the next ones still run
         ok, detail = False, f"{type(error).__name__}: {error}"
     said = {
         "check": check.__name__[len("check_") :],

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The checks of guest.py that hold every event against what wait4(2) said: tests/exactness.
+"""The checks of guest.py that compare every event with what wait4(2) returned: tests/exactness.
 
-Its behave.c lies beside this file, built, when a kernel is checked.
+When a kernel is checked, the program built from its behave.c is beside this file.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from tests.exactness import workload
 
 BEHAVE = Path(__file__).with_name("behave")
 SEED = 1
-GENERATED = 300  # processes that the generated workload makes at least
+GENERATED = 300  # the minimum number of processes of the generated workload
 SHOWN = 5  # differences in a detail
-# What an emulated CPU does between an EXIT and the process's real end takes that much longer.
+# An emulated CPU takes this much longer between an EXIT and the real end of the process.
 EMULATED = 50
 
 
 def allow_for_emulation() -> None:
-    """Let usage differ by what emulation costs."""
+    """Widen the bounds of usage by what emulation costs."""
     workload.CPU_SLACK_US *= EMULATED
     workload.CPU_SLACK_US_PER_MB *= EMULATED
 
 
 def compared(scripts: list[Any], parallel: int, **settings: Any) -> str:
-    """Carry out scripts under a Tracer; fail with the first differences, or say how many agreed."""
+    """Run scripts under a Tracer; fail with the first differences, or return how many agreed."""
     with workload.Site(BEHAVE) as site:
         recording = workload.record(site, scripts, parallel, **settings)
     stats = recording.stats
     args = settings.get("args", True)
     found = [str(one) for one in workload.compare(recording.events, recording.witness, args=args)]
     if stats.produced != stats.received + stats.lost or stats.lost:
-        found.insert(0, f"the books: {stats}")
+        found.insert(0, f"the counters: {stats}")
     assert not found, f"{len(found)} differences, missed {stats.missed}: " + "; ".join(
         found[:SHOWN]
     )
@@ -46,17 +46,17 @@ def compared(scripts: list[Any], parallel: int, **settings: Any) -> str:
 
 
 def check_traps() -> str:
-    """The behaviours that other tracers get wrong, each by itself and some at once."""
+    """The behaviours that other tracers get wrong, each alone and some at once."""
     return compared(list(workload.TRAPS.values()), parallel=4)
 
 
 def check_generated() -> str:
-    """Behaviours made at random."""
+    """Random behaviours."""
     return compared(workload.plan(SEED, GENERATED), parallel=8)
 
 
 def check_no_args() -> str:
-    """The same without arguments: the programs are others then."""
+    """The same without arguments, which makes the programs differ."""
     return compared(workload.plan(SEED + 10**6, GENERATED // 3), parallel=8, args=False)
 
 

@@ -18,7 +18,7 @@ PINGS = 20
 
 
 def converse() -> tuple[int, int]:
-    """A connection over loopback with a known number of bytes; returns the ports of its ends."""
+    """Exchange a known number of bytes over loopback; return the ports of both ends."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         client = socket.create_connection(server.getsockname())
         served, _ = server.accept()
@@ -56,7 +56,7 @@ def checksum(data: bytes) -> int:
 
 
 def ping(sequence: int) -> None:
-    """One echo request to this machine, and its answer."""
+    """Send one echo request to this machine, and receive its answer."""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sender:
         sender.settimeout(30)
         head = struct.pack("!BBHHH", 8, 0, 0, 4321, sequence)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What is checked on each kernel: runs inside a guest of run.py, and on the host itself.
+"""The checks of each kernel: runs in a guest of run.py, and on the host itself.
 
-Prints one JSON line per check as it ends, see checking.py, and a closing
+Prints one JSON line per check when it ends (see checking.py), and a closing
 {"end": N} with the number of checks: without that line the run did not finish. With --package the
 checks of the package itself are made too; it is then taken from PYTHONPATH.
 """
@@ -24,13 +24,13 @@ EXIT_TRACEPOINT = "btf_trace_sched_process_exit"
 
 
 def check_release() -> str:
-    """Say which kernel this is, so that the table shows what really ran."""
+    """Return the kernel's release, so that the table shows what really ran."""
     assert sys.platform == "linux", f"the platform is {sys.platform}"
     return os.uname().release
 
 
 def check_btf() -> str:
-    """The kernel describes its types, and the exit tracepoint is there in a form we know."""
+    """The kernel has BTF, and its exit tracepoint has a known form."""
     assert BTF.exists(), f"{BTF} is missing"
     count = tracepoint_parameters(BTF.read_bytes(), EXIT_TRACEPOINT)
     # The first parameter is a void pointer of the tracepoint's own; the third is group_dead.
@@ -39,7 +39,7 @@ def check_btf() -> str:
 
 
 def check_memory() -> str:
-    """There is room to work in: what fails below this fails for want of memory."""
+    """There is enough memory; with less, other checks would fail for lack of it."""
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
             megabytes = int(line.split()[1]) // 1024
@@ -49,7 +49,7 @@ def check_memory() -> str:
 
 
 def check_python() -> str:
-    """The interpreter runs what the package builds on: threads, sockets, events, children."""
+    """The interpreter has what the package needs: threads, sockets, events, children."""
     for name in ("asyncio", "dataclasses", "selectors", "signal", "socket", "ssl", "threading"):
         importlib.import_module(name)
     done = subprocess.run(
@@ -61,7 +61,7 @@ def check_python() -> str:
 
 GENERAL = (check_release, check_btf, check_memory, check_python)
 
-# How many bytes of the kernel's type format follow the common twelve: fixed, and for each member.
+# How many bytes follow the common twelve of a BTF type: a fixed number, and for each member.
 EXTRA = {
     1: (4, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 13: (0, 8), 14: (4, 0), 15: (0, 12),
     17: (4, 0), 19: (0, 12),
@@ -82,7 +82,7 @@ def tracepoint_parameters(btf: bytes, name: str) -> int:
     text = btf[header + strings : header + strings + strings_length]
     wanted = text.find(b"\0" + name.encode() + b"\0") + 1
     assert wanted, f"no type is called {name}"
-    kinds: list[tuple[int, int, int]] = [(0, 0, 0)]  # of each type: kind, members, target
+    kinds: list[tuple[int, int, int]] = [(0, 0, 0)]  # for each type: kind, members, target
     position, end = header + types, header + types + types_length
     pointer = 0
     while position < end:
@@ -101,7 +101,7 @@ def tracepoint_parameters(btf: bytes, name: str) -> int:
 
 
 def package_checks(emulated: bool, examples: bool) -> tuple[Check, ...]:
-    """Return the checks of the package; without it, not even their modules can be imported."""
+    """Return the checks of the package, whose modules can be imported only if it is there."""
     package = importlib.import_module("package_checks")
     exactness = importlib.import_module("exactness_checks")
     if emulated:
@@ -111,7 +111,7 @@ def package_checks(emulated: bool, examples: bool) -> tuple[Check, ...]:
 
 
 def main() -> None:
-    """Make the checks and close the list."""
+    """Run the checks and print the closing line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--package", action="store_true", help="check the package itself too")
     parser.add_argument("--examples", action="store_true", help="and the tools of examples/")

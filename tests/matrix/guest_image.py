@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 """Build the initramfs of a guest: busybox, this Python, the wheel, and an init that runs a script.
 
-Nothing of it needs root: the archive is written here, entry by entry, and every file in it belongs
-to root whoever owns it outside.
+No step needs root: the archive is written here, entry by entry, and every file in it belongs to
+root, whoever owns it outside.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LEFT_OUT = (
 )  # fmt: skip
 LEFT_OUT_MODULES = re.compile(r"_test|_ctypes_test|_tkinter|_?xx")
 
-# No tracefs and no debugfs: the package must do without them. Results go to the second serial
-# port, where neither the kernel nor the firmware ever writes; the first one is the console.
+# No tracefs and no debugfs, because the package must work without them. Results go to the second
+# serial port, to which neither the kernel nor the firmware ever writes; the first is the console.
 INIT = """\
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -74,7 +74,7 @@ Tree = dict[str, Entry]
 
 
 def add_file(tree: Tree, place: str, source: Path) -> None:
-    """Put a file, or what a symbolic link stands for, at a place of the guest."""
+    """Put a file, or the target of a symbolic link, at a place of the guest."""
     status = source.stat()
     mode = stat.S_IFREG | stat.S_IMODE(status.st_mode)
     tree[place] = Entry(mode, source=source, mtime=int(status.st_mtime))
@@ -86,7 +86,7 @@ def add_text(tree: Tree, place: str, text: str, mode: int = 0o644) -> None:
 
 
 def add_folder(tree: Tree, place: str, source: Path, left_out: Iterable[str] = ()) -> None:
-    """Put a folder and what is in it at a place of the guest, save folders matching `left_out`."""
+    """Put a folder with its contents at a place of the guest, except folders in `left_out`."""
     excluded = re.compile("|".join(map(fnmatch.translate, left_out)) or "(?!)")
     for folder, folders, files in os.walk(source):
         folders[:] = sorted(name for name in folders if not excluded.match(name))
@@ -100,12 +100,12 @@ def add_folder(tree: Tree, place: str, source: Path, left_out: Iterable[str] = (
 
 
 def add_python(tree: Tree) -> str:
-    """Put the running interpreter and its standard library where they are here; return its path.
+    """Put the running interpreter and its standard library at the same paths; return its path.
 
-    At the same paths it finds its library as it does here, with nothing to configure. The compiled
-    modules beside the sources go along: without them each start under emulation takes seconds.
+    There it finds its library without any configuration. The compiled modules beside the sources
+    are included, because without them each start under emulation takes seconds.
     """
-    python = os.path.realpath(sys.executable)  # of a virtual environment: the one it was made from
+    python = os.path.realpath(sys.executable)  # in a virtual environment, the base interpreter
     add_file(tree, python, Path(python))
     library = Path(os.__file__).parent
     add_folder(tree, str(library), library, LEFT_OUT)
@@ -127,11 +127,11 @@ def elf_files(tree: Tree) -> Iterator[Path]:
 def add_libraries(tree: Tree) -> None:
     """Put every shared library that something in the guest needs into its /usr/lib.
 
-    One folder that the loader searches by default, because the guest has no cache of ldconfig. What
-    is in the guest already (a wheel brings its own) is found as the file that needs it says.
+    The loader searches that folder without a cache of ldconfig, which the guest lacks. Libraries
+    already in the guest (a wheel has its own) are found by the path in the file that needs them.
     """
     programs = sorted(set(elf_files(tree)))
-    # Its status says only that some program is static, as busybox is.
+    # A non-zero status only means that some program is static, as busybox is.
     done = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False)
     here = {os.path.realpath(program) for program in programs}
     for line in done.stdout.splitlines():
@@ -140,13 +140,13 @@ def add_libraries(tree: Tree) -> None:
             if os.path.realpath(library) in here:
                 continue
             name = os.path.basename(library)
-            # The loader itself is named by its whole path in every program.
+            # Every program has the full path of the loader itself.
             place = library if name.startswith("ld-linux") else f"/usr/lib/{name}"
             add_file(tree, place, Path(library))
 
 
 def add_parents(tree: Tree) -> Tree:
-    """Return the tree with every folder in it named, each before what it holds."""
+    """Return the tree with an entry for every folder, each before its contents."""
     whole: Tree = {}
     for place in sorted(tree):
         for parent in reversed(Path(place).parents):
@@ -182,7 +182,7 @@ def write_entry(out: BinaryIO, number: int, name: str, entry: Entry) -> None:
 
 
 def write_archive(tree: Tree, target: Path) -> None:
-    """Write the tree as an uncompressed archive: emulated, unpacking costs more than reading."""
+    """Write an uncompressed archive, because under emulation unpacking costs more than reading."""
     with target.open("wb") as out:
         entries = add_parents(tree).items()
         for number, (place, entry) in enumerate(entries, start=1):
@@ -191,7 +191,7 @@ def write_archive(tree: Tree, target: Path) -> None:
 
 
 def build(target: Path, site: Path, suite: Path, command: str, additions: list[str]) -> None:
-    """Write the initramfs whose init runs a script of `suite` that can use what is in `site`."""
+    """Write the initramfs, whose init runs a script of `suite` with the packages in `site`."""
     busybox = shutil.which("busybox")
     if busybox is None:
         raise SystemExit("busybox is missing: install the package busybox-static")

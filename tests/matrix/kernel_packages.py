@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 """Find, download and unpack Debian's kernels.
 
-apt does the work, with a root directory of its own for each suite: so the mirror, the proxy and the
+apt does the work, with a root directory of its own for each suite. So the mirror, proxy and
 certificates are the machine's, signatures and checksums are verified as for any other package, and
-the machine's own package lists stay as they are. No version is written down here: each suite's
+the machine's own package lists do not change. No version is written here, because each suite's
 metapackage names its kernel.
 """
 
@@ -17,16 +17,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Oldest first. What each suite holds is up to its index.
+# Oldest first. The index of each suite tells its kernel.
 SUITES = ("bullseye", "bookworm", "trixie", "unstable")
 # The cloud flavour boots faster and is a third of the size, with the same BPF configuration.
 METAPACKAGES = ("linux-image-cloud-amd64", "linux-image-amd64")
-# The archive's keys, from debian-archive-keyring; without the file, apt's own trusted keys count.
+# The archive's keys, from debian-archive-keyring; without that file, apt uses its trusted keys.
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 class NotAvailableError(Exception):
-    """A kernel cannot be had here; the message says why."""
+    """A kernel is not available here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class KernelPackage:
     version: str
 
     def matches(self, wanted: str) -> bool:
-        """Say whether this is the kernel meant by `wanted`: 5.10, or 5.10.223."""
+        """Return whether `wanted`, such as 5.10 or 5.10.223, means this kernel."""
         return re.match(re.escape(wanted) + r"(?![0-9])", self.version) is not None
 
 
@@ -75,7 +75,7 @@ class Suite:
             "APT::Update::Error-Mode": "any",
             "Acquire::Languages": "none",
             "Acquire::Retries": "2",
-            # A mirror frozen at some day is as good as another for a kernel to test on.
+            # An outdated mirror is good enough for a kernel to test on.
             "Acquire::Check-Valid-Until": "false",
         }
         options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
@@ -91,7 +91,7 @@ class Suite:
         return done.stdout
 
     def update(self, mirror: str) -> None:
-        """Bring the suite's index from `mirror`, or check that the one here is the newest."""
+        """Fetch the suite's index from `mirror`, or check that the local one is the newest."""
         signed = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
         sources = f"deb {signed}{mirror} {self.name} main\n"
         (self.root / "sources.list").write_text(sources, encoding="utf-8")
@@ -147,14 +147,14 @@ def fetch_image(suite: Suite, package: KernelPackage, cache: Path) -> Path:
         (deb,) = Path(folder).glob("*.deb")
         unpacked = Path(folder) / "vmlinuz"
         unpacked.write_bytes(read_image(deb))
-        unpacked.replace(image)  # at once, so that no later run sees half a kernel
+        unpacked.replace(image)  # atomic, so that no later run sees half a kernel
     return image
 
 
 def read_image(deb: Path) -> bytes:
     """Return the kernel image that a package holds."""
     command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
-    # It complains when its output is closed, which happens as soon as the image has been read.
+    # It complains that its output is closed, which happens once the image has been read.
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as unpacker:
         assert unpacker.stdout is not None
         with tarfile.open(fileobj=unpacker.stdout, mode="r|") as archive:

@@ -20,25 +20,25 @@ LOAD_TIMED: dict[str, dict[str, Any]] = {"default": {}, "no args": {"args": Fals
 
 
 def check_cffi() -> str:
-    """The one compiled dependency loads here."""
+    """The only compiled dependency can be loaded."""
     backend = importlib.import_module("_cffi_backend")
     return f"_cffi_backend {backend.__version__}"
 
 
 def check_load_time() -> str:
-    """How long loading takes, the best of three; emulation makes it some twenty times longer."""
+    """The time that loading takes, best of three; emulation makes it about twenty times longer."""
     best = {name: min(load_time(s) for _ in range(3)) for name, s in LOAD_TIMED.items()}
     return ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in best.items())
 
 
 def others_may_not_run(path: str) -> bool:
-    """Say whether some folder on the way to a program, or the program, is closed to others."""
+    """Return whether other users cannot reach or run a program."""
     return any(not part.stat().st_mode & 0o001 for part in (Path(path), *Path(path).parents))
 
 
 def check_other_user() -> str:
-    """As check_unprivileged, by another user: here the package is where others may look."""
-    # The interpreter itself: a virtual environment may be where nobody else may look.
+    """Like check_unprivileged, but as another user, because here others can read the package."""
+    # The interpreter itself, because other users may not reach a virtual environment.
     python = os.path.realpath(sys.executable)
     if others_may_not_run(python):
         raise SkipTest(f"only its owner may run {python}")

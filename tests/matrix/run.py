@@ -3,7 +3,7 @@
 
     python tests/matrix/run.py --wheel dist/NAME.whl [--kernel oldest --kernel newest ...]
 
-Prints a table of kernels and checks. Ends with status 0 when every row passed; with 1 when a check
+Prints a table of kernels and checks. The exit status is 0 if every row passed, and 1 if a check
 failed, a guest did not finish, or (unless --allow-missing) a row could not be run at all.
 """
 
@@ -37,7 +37,7 @@ from kernel_packages import mirrors as configured_mirrors
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BEHAVE = ROOT / "tests/exactness/behave.c"
-# What runs in a guest and on the host, at the same places as in the repository; behave is added.
+# The files that run in a guest and on the host, at the same paths as here; behave is added.
 GUEST = "tests/matrix/guest.py"
 SUITE_FILES = (
     GUEST, "tests/matrix/checking.py", "tests/matrix/package_checks.py",
@@ -48,12 +48,12 @@ SUITE_FILES = (
 QEMU = "qemu-system-x86_64"
 NAMES = {"oldest": SUITES[0], "newest": SUITES[-1]}
 HOST = "host"
-# Without cmpxchg16b, which QEMU 7.2 emulates badly: with it 14 of 84 boots of 6.12 ended in an
-# oops with garbage in the flags, mostly right after that instruction; without it none of 60.
+# Without cmpxchg16b, because QEMU 7.2 emulates it badly: with it 14 of 84 boots of 6.12 ended in an
+# oops with garbage in the flags, mostly right after that instruction, without it none of 60.
 CPU = "max,cx16=off"
-# Any trouble of the kernel ends the guest at once, instead of letting it hang.
+# An oops ends the guest at once instead of letting it hang.
 KERNEL_OPTIONS = "console=ttyS0 quiet oops=panic panic=-1"
-# Which Debian package has a tool this needs.
+# The Debian packages of the tools that are needed.
 TOOLS = {
     "apt-get": "apt",
     "dpkg-deb": "dpkg",
@@ -65,14 +65,14 @@ TOOLS = {
 
 @dataclass
 class Row:
-    """One kernel of the table: what was asked for, what came of it."""
+    """One kernel of the table: what was requested, and the result."""
 
     name: str
     kernel: str = ""
     state: str = "not run"  # or "passed" or "FAILED"
     note: str = ""
     seconds: float = 0.0
-    # Of each: whether it held (None: it could not be made), what it said, how long it took.
+    # For each check: whether it passed (None: skipped), its detail, its duration in seconds.
     checks: dict[str, tuple[bool | None, str, float]] = field(default_factory=dict)
 
 
@@ -114,7 +114,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="URL",
         help="a Debian mirror (default: the repositories that apt here is configured to use)",
     )
-    parser.add_argument("--details", action="store_true", help="print what every check said")
+    parser.add_argument("--details", action="store_true", help="print the detail of every check")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     parser.add_argument(
         "--timeout",
@@ -149,7 +149,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def require_tools(guests: bool) -> None:
-    """End with one sentence when something that is needed is not installed."""
+    """Exit with one sentence if a required tool is not installed."""
     if guests and platform.machine() != "x86_64":
         raise SystemExit(f"guests are built for x86_64 only; this machine is {platform.machine()}")
     for tool, package in TOOLS.items():
@@ -158,7 +158,7 @@ def require_tools(guests: bool) -> None:
 
 
 def make_suite(suite: Path, package: bool) -> None:
-    """Put what guests and host run into one folder, with behave.c built to run anywhere."""
+    """Put the files for guests and host into one folder, with behave.c linked statically."""
     for file in SUITE_FILES:
         (suite / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, suite / file)
@@ -171,7 +171,7 @@ def make_suite(suite: Path, package: bool) -> None:
 
 
 def install_package(wheel: Path | None, examples: list[Path], site: Path) -> None:
-    """Install the wheels and what they need into the folder `site`, for guests and host alike."""
+    """Install the wheels and their dependencies into the folder `site`, for guests and host."""
     site.mkdir()
     if wheel is None:
         print("no --wheel: only the general checks are made", file=sys.stderr)
@@ -188,7 +188,7 @@ def install_package(wheel: Path | None, examples: list[Path], site: Path) -> Non
 def choose_kernels(
     wanted: Sequence[str], cache: Path, mirrors: Sequence[str]
 ) -> Iterator[tuple[Row, Path | None]]:
-    """Yield a row for each kernel wanted, with its image; without one where it cannot be had."""
+    """Yield a row for each wanted kernel, with its image, or None if that is not available."""
     names = [NAMES.get(name, name) for name in wanted]
     versions = [name for name in names if name not in (*SUITES, HOST)]
     for name in SUITES:
@@ -214,15 +214,15 @@ def choose_kernels(
 
 
 def describe(package: KernelPackage) -> str:
-    """Return what the table shows of a kernel that has not said its own name yet."""
+    """Return what the table shows for a kernel that has not reported its release yet."""
     return f"{package.name.split('-', 2)[2]} ({package.version})"
 
 
 def boot(row: Row, kernel: Path, initramfs: Path, folder: Path, args: argparse.Namespace) -> None:
     """Boot one kernel, wait until its guest has ended, and fill in the row.
 
-    The guest's first serial port is the console, kept for when something goes wrong; the second
-    carries nothing but the lines of guest.py.
+    The guest's first serial port is the console, which is shown if something goes wrong; the second
+    carries only the lines of guest.py.
     """
     console, results = folder / f"{row.name}.console", folder / f"{row.name}.results"
     results.touch()
@@ -250,11 +250,11 @@ def boot(row: Row, kernel: Path, initramfs: Path, folder: Path, args: argparse.N
 
 
 def run_on_host(row: Row, site: Path, suite: Path, args: argparse.Namespace) -> None:
-    """Run guest.py right here, on the package as the guests have it, and fill in the row.
+    """Run guest.py on this machine, with the package that the guests have, and fill in the row.
 
-    Elsewhere than in the repository, whose own pybootstrap/ would be found before the wheel's.
+    Not in the repository, whose own pybootstrap/ would be found before the wheel's.
     """
-    # As root, who must leave nothing in the temporary folder that only root can remove.
+    # It runs as root, and must leave no file in the temporary folder that only root can remove.
     command = ["env", f"PYTHONPATH={site}:{suite}", "PYTHONDONTWRITEBYTECODE=1"]
     command += [sys.executable, str(suite / GUEST), *guest_arguments(args)]
     if os.geteuid() != 0:
@@ -279,19 +279,19 @@ def guest_arguments(args: argparse.Namespace) -> list[str]:
 
 
 def guest_additions(args: argparse.Namespace) -> list[str]:
-    """Return what goes into the guests besides the suite: bpftool too, if it is there."""
+    """Return what else goes into the guests: what --add names, and bpftool if installed."""
     bpftool = shutil.which("bpftool")
     return [*args.add, *([f"{bpftool}:/usr/sbin/bpftool"] if bpftool else [])]
 
 
 def read_results(row: Row, output: str, trouble: str) -> None:
-    """Take the lines that guest.py printed into the row; it passed if all are there and ok."""
+    """Fill the row with the lines of guest.py; it passed if all are there and ok."""
     end = None
     for line in output.splitlines():
         try:
             said = json.loads(line)
         except ValueError:
-            trouble = trouble or f"a line is no JSON: {line!r}"
+            trouble = trouble or f"a line is not JSON: {line!r}"
             continue
         if "end" in said:
             end = said["end"]
@@ -306,12 +306,12 @@ def read_results(row: Row, output: str, trouble: str) -> None:
 
 
 def run_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
-    """Run everything that was asked for, and return the rows in the table's order."""
+    """Run everything that was requested, and return the rows in the table's order."""
     wanted = args.kernel or [*SUITES, HOST]
     guests = any(name != HOST for name in wanted)
     require_tools(guests)
     site, suite, initramfs = folder / "site", folder / "suite", folder / "initramfs"
-    folder.chmod(0o755)  # one check runs the package as somebody else
+    folder.chmod(0o755)  # one check runs the package as another user
     install_package(args.wheel, args.example, site)
     make_suite(suite, package=args.wheel is not None)
     rows = []
@@ -329,7 +329,7 @@ def run_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
                 else:
                     boots.append(pool.submit(boot, row, kernel, initramfs, folder, args))
             for booted in boots:
-                booted.result()  # so that what went wrong in the runner itself is not lost
+                booted.result()  # raises the runner's own errors
     if HOST in wanted:
         rows.append(Row(HOST))
         run_on_host(rows[-1], site, suite, args)
@@ -355,12 +355,12 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def short_release(kernel: str) -> str:
-    """Return the version at the start of a release: the table is wide enough."""
+    """Return only the version of a release, to keep the table narrow."""
     return kernel.partition("-")[0].partition("+")[0] or "?"
 
 
 def print_notes(rows: Sequence[Row], details: bool) -> None:
-    """Print what each failure and each skipped check said, and with `details` what all said."""
+    """Print the detail of each failed or skipped check, or with `details` of every check."""
     for row in rows:
         if row.note:
             print(f"{row.name}: {row.state}: {row.note}")

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 /*
- * The life of a handle, again and again, and its failures, for LeakSanitizer: leaks [TIMES [OBJECT]].
- * run.py builds and runs it; Python itself would leak too much to tell.
+ * Opens, uses and closes handles, with every failure, for LeakSanitizer: leaks [TIMES [OBJECT]].
+ * run.py builds and runs it, because leaks in Python itself would hide ours.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -90,7 +90,7 @@ static void closed_early(int steps)
 	shim_free(shim);
 }
 
-/* An object that is opened from memory instead of the one that is linked in. */
+/* Opens an object from memory instead of the linked-in one. */
 static void from_memory(const char *path)
 {
 	static char elf[1 << 20];
@@ -114,7 +114,7 @@ static void from_memory(const char *path)
 	shim_free(shim);
 }
 
-/* The kernel refuses a map that is too large, and an entry that is no cgroup. */
+/* The kernel refuses a map that is too large, and an entry that is not a cgroup. */
 static void refused(void)
 {
 	struct shim *shim = open_one();

@@ -22,7 +22,7 @@ CC = shlex.split(os.environ.get("CC", "gcc"))
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 FLAGS = [*SANITIZE, "-fno-omit-frame-pointer", "-g", "-O1"]
 TESTS = ["tests/live/test_tracer.py", "tests/live/test_events.py"]
-# ASan keeps freed memory for a while, which this test would take for a leak: that is leaks.c's job.
+# This test would mistake the memory that ASan keeps after free() for a leak; leaks.c finds leaks.
 NOT_HERE = "not leak_nothing"
 ERRORS = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "runtime error:")
 
@@ -38,7 +38,7 @@ WITHOUT_LEAKS = "detect_leaks=0:detect_stack_use_after_return=1:strict_string_ch
 
 
 def copy_tree() -> None:
-    """What a build needs, of it the generated skeleton too, when it was made already."""
+    """Copies what a build needs, including the generated skeleton if there is one."""
     shutil.rmtree(TREE, ignore_errors=True)
     leave_out = shutil.ignore_patterns("*.so", "__pycache__")
     for name in ("bpf", "docs", "pybootstrap", "tests", "vmlinux", "LICENSES"):
@@ -52,7 +52,7 @@ def copy_tree() -> None:
 
 
 def build() -> None:
-    """The extension, in place, and leaks.c with the shim."""
+    """Builds the extension in place, and leaks.c with the shim."""
     flags = shlex.join(FLAGS)
     environ = {**os.environ, "CC": shlex.join(CC), "CFLAGS": flags, "LDFLAGS": shlex.join(SANITIZE)}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
@@ -60,7 +60,7 @@ def build() -> None:
 
     os.chdir(TREE)
     sys.path.insert(0, str(TREE))
-    import setup  # how to use libbpf is known there
+    import setup  # it knows how to use libbpf
 
     libbpf = setup.find_libbpf()
     includes = ["-Ibpf", "-Ibuild", "-Ipybootstrap/engine/native", *libbpf.include]
@@ -71,13 +71,13 @@ def build() -> None:
 
 
 def library(name: str) -> str:
-    """Where the compiler has a library of this name."""
+    """The path of the compiler's library of this name."""
     command = [*CC, f"-print-file-name={name}"]
     return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
 
 
 def run(what: str, *command: str, **environ: str) -> bool:
-    """Shows a command's output; did it pass, with no sanitizer saying anything?"""
+    """Runs a command and shows its output; whether it passed without any sanitizer report."""
     print(f"== {what}", flush=True)
     process = subprocess.Popen(
         command,
