@@ -60,7 +60,7 @@ int on_fork(u64 *ctx)
 	return 0;
 }
 
-/* Its place is not in its section. */
+/* The section does not say where to attach it. */
 SEC("xdp")
 int on_packet(__attribute__((unused)) void *ctx)
 {

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 /*
- * A source of exec records that needs no processes. It is the tracer's own object with one program
- * more, so settings and counters are at the same place as in a running Tracer, and source.c lets
+ * A source of exec records that needs no processes. It is the tracer's own object with one more
+ * program, so settings and counters are at the same place as in a running Tracer, and source.c lets
  * the two share them and the ring.
  */
 #include "bootstrap.bpf.c"
 
-/* STALE: small, and with a count of losses from before there were any. */
+/* STALE: small, and with a loss counter from before the first loss. */
 enum size { SMALL, LARGE, STALE };
 enum { HOLD_LIMIT_NS = 1000000000 }; /* the CPU does nothing else meanwhile */
 
-/* What source.c tells a run; it stands where a tracepoint has its arguments. */
+/* The arguments of a run, set by source.c in place of those of a tracepoint. */
 struct order {
 	u64 number; /* becomes the event's pid */
 	u64 sender; /* becomes its ppid */
 	u64 size; /* enum size */
-	/* Between reservation and submission it waits for so many other runs to end, then so long. */
+	/* Between reservation and submission: the other runs to wait for, and then the time. */
 	u64 hold;
 	u64 delay_ns;
 };

@@ -2,18 +2,19 @@
 /*
  * Sends records into the ring of a running Tracer: source MAP_ID...
  *
- * The ids are those of all maps that the Tracer's process has. Each line of standard input is an
- * order, "WAIT_US; SENDER; SENDER...": after so long all of these senders start, each in a thread of
- * its own. It is answered, when all are done, by one line of JSON: when the last record was submitted
- * (ns, wall clock), and the Tracer's counters by then. A sender is "CPU COUNT SIZE PACE_US AFTER HOLD DELAY_US":
+ * The ids are those of all maps of the Tracer's process. Each line of standard input is an order,
+ * "WAIT_US; SENDER; SENDER...": after that time all these senders start, each in a thread of its own.
+ * Once all are done, one line of JSON answers it: when the last record was submitted (ns, wall
+ * clock), and the Tracer's counters at that time. A sender is
+ * "CPU COUNT SIZE PACE_US AFTER HOLD DELAY_US":
  *
  *   CPU       where it runs
  *   COUNT     how many records it sends
  *   SIZE      enum size in source.bpf.c; they take 224 bytes of the ring, large ones 12,000
  *   PACE_US   from one record to the next; 0: as fast as it can
- *   AFTER     it starts when the senders have made so many reservations
- *   HOLD      between reservation and submission: waits for so many records to be submitted,
- *   DELAY_US  then so long
+ *   AFTER     it starts when the senders have made this many reservations
+ *   HOLD      between reservation and submission: waits for this many records to be submitted,
+ *   DELAY_US  then for this long
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -86,7 +87,7 @@ static void *send_all(void *arg)
 	int program = bpf_program__fd(skeleton->progs.send_record), err;
 	long long begin;
 
-	/* All must be where they belong before one keeps its CPU busy. */
+	/* All threads must be on their CPUs before one keeps its CPU busy. */
 	run_on(s->cpu);
 	pthread_barrier_wait(&pinned);
 	prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
@@ -148,9 +149,9 @@ static void carry_out(char *line)
 	fflush(stdout);
 }
 
-/* ---- What is the Tracer's ---- */
+/* ---- The Tracer's maps ---- */
 
-/* Our map that stands for this one, or NULL. */
+/* Our map that corresponds to this one, or NULL. */
 static struct bpf_map *counterpart(const struct bpf_map_info *info)
 {
 	const char *section = strchr(info->name, '.');

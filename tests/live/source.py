@@ -56,7 +56,7 @@ class Answer(NamedTuple):
 
 
 def build(directory: Path) -> Path:
-    """Compiles the source as the package was built; returns the program."""
+    """Compiles the source with the package's libbpf; returns the program."""
     setup: Any = pytest.importorskip("setup", reason="needs what builds the package")
     unlinked, linked = directory / "source.unlinked.o", directory / "source.bpf.o"
     skeleton, program = directory / "source.skel.h", directory / "source"
