@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What a tracer uses at the rates that machines really have: nothing, and a few processes a second.
+"""What a tracer uses at realistic rates: nothing at all, and a few processes a second.
 
-A process is an exec and an exit right after it. Start-up does not count: each window opens when
-the tracer waits for events, and closes when it does so again.
+Each process is an exec and an exit right after it. Start-up does not count: each window opens when
+the tracer waits for events, and closes when it waits again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from report import grid, median, say, spread
 from rounds import in_turn
 
 RATES = (5, 50, 500)  # processes a second
-IDLE = 0  # the rate of a window without any; its figures are for each second
+IDLE = 0  # the rate of a window without processes; its figures are per second
 _SPAWNS = {5: 40, 50: 200, 500: 1000}
 _QUICK_SPAWNS = {5: 10, 50: 50, 500: 250}
 _IDLE_S = 5.0
@@ -36,10 +36,10 @@ class Everyday:
     """All that was measured of one tracer: for each rate, a value for each round."""
 
     name: str
-    lines: int | None  # expected of each exec+exit pair; None: not known
+    lines: int | None  # expected for each exec+exit pair; None: not known
     cpu_us: dict[int, list[float]] = field(default_factory=_by_rate)  # for each process
     switches: dict[int, list[float]] = field(default_factory=_by_rate)  # the same
-    others: list[float] = field(default_factory=list)  # a second; see Window
+    others: list[float] = field(default_factory=list)  # per second; see Window
     lost: int | None = None
     failure: str = ""
 
@@ -64,7 +64,7 @@ class Window(NamedTuple):
 
 
 class _Open:
-    """A window that was opened."""
+    """An open window."""
 
     def __init__(self, running: Running) -> None:
         self._running = running
@@ -73,7 +73,7 @@ class _Open:
         self._usage = running.usage()
 
     def close(self, spawns: int) -> Window:
-        """The window up to now; the load spawned this many processes in it."""
+        """Closes the window, in which the load spawned this many processes."""
         usage, seconds = self._running.usage(), time.monotonic() - self._begin
         return Window(
             (usage.cpu_s - self._usage.cpu_s) * 1e6,
@@ -97,9 +97,9 @@ def _idle(running: Running, seconds: float) -> Window:
 
 
 def _under(running: Running, load: Load) -> tuple[Window, list[str]]:
-    """The window of a load, and the names that its processes had."""
+    """The window of a load, and the names of its processes."""
     with Storms(load) as storms:
-        running.await_quiet()  # it may have seen the storm's own exec
+        running.await_quiet()  # it may still process the storm's own exec
         window = _Open(running)
         names = storms.run().names
         running.await_quiet()

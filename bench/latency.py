@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""How late events are: from the kernel's time stamp to the moment Python code has them.
+"""How late events are: the time from the kernel's time stamp until Python code has them.
 
 Each reader is a process of its own (reader.py), one for each way to read, bound and load.
 """
@@ -19,7 +19,7 @@ from measure import Load, Storms
 from programs import SOURCES, BenchError
 from report import grid, say
 
-TIMER = "(timer)"  # no reader: how late the machine wakes a process that sleeps
+TIMER = "(timer)"  # no reader: how late the machine wakes a sleeping process
 _WAYS = ("read", "fileno", "asyncio")
 BOUNDS_MS = (100, 10)
 _PERIOD_MS = 10  # of the timer
@@ -43,12 +43,12 @@ class Latency(NamedTuple):
 
     @property
     def kept(self) -> bool | None:
-        """Whether no event was later than the bound; None where there is no bound to keep."""
+        """Whether no event was later than the bound; None if there is no bound."""
         return None if self.way == TIMER else self.max_ms <= self.bound_ms
 
 
 def loads(spawns: int, quick: bool) -> dict[str, Load]:
-    """What happens meanwhile; the storm has so many spawns."""
+    """The loads, by name; the storm has `spawns` spawns."""
     by_rate = {5: 10, 50: 50, 500: 250} if quick else {5: 40, 50: 200, 500: 1000}
     paced = {f"{rate}/s": Load(count, rate=rate) for rate, count in by_rate.items()}
     return {**paced, "storm": Load(spawns)}
@@ -58,7 +58,7 @@ def loads(spawns: int, quick: bool) -> dict[str, Load]:
 
 
 def measure(way: str, bound_ms: int, name: str, load: Load) -> Latency:
-    """One reader under one load. Raises BenchError when it fails, or misses events."""
+    """Runs one reader under one load. Raises BenchError if it fails or misses events."""
     command = [sys.executable, str(SOURCES / "reader.py"), way.strip("()"), str(bound_ms)]
     reader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -67,7 +67,7 @@ def measure(way: str, bound_ms: int, name: str, load: Load) -> Latency:
             raise BenchError(f"the reader ({way}) does not start: see above")
         with Storms(load) as storms:
             storms.run()
-            time.sleep(bound_ms / 1000 + 0.1)  # the last events come by themselves, not by its end
+            time.sleep(bound_ms / 1000 + 0.1)  # so that the last events do not come by its end
         reader.terminate()
         said = json.loads(reader.communicate(timeout=_END_LIMIT_S)[0])
     except subprocess.TimeoutExpired:
@@ -95,7 +95,7 @@ def _failed(way: str, bound_ms: int, name: str, failure: str) -> Latency:
 
 
 def measure_all(spawns: int, quick: bool) -> list[Latency]:
-    """Every way to read with each bound, and the timer, under each load."""
+    """Runs every way to read with each bound, and the timer, under each load."""
     found = []
     readers = [*product(BOUNDS_MS, _WAYS), (_PERIOD_MS, TIMER)]
     for name, load in loads(spawns, quick).items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""One tracer under one storm: what it costs whom, and what it delivers."""
+"""One tracer under one storm: what it costs the processes and itself, and what it delivers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Load:
 
     @property
     def pairs(self) -> int:
-        """How many processes exec and exit, the idle ones included."""
+        """How many processes exec and exit, including the idle ones."""
         return self.spawns * self.storms + self.idle
 
 
@@ -49,11 +49,11 @@ class Contender:
 
 
 class Storm(NamedTuple):
-    """What the storms of a load said; means over them."""
+    """What the storms of a load reported; means over them."""
 
-    names: list[str]  # how their processes are called
+    names: list[str]  # of their processes
     spawn_ns: float  # wall time of a spawn
-    cpu_ns: float  # CPU time of a spawn, the kernel's work for it included
+    cpu_ns: float  # CPU time of a spawn, including the kernel's work for it
 
 
 class Handlers(NamedTuple):
@@ -80,7 +80,7 @@ class Result(NamedTuple):
     cpu_s: float  # the same from start to end
     memory_kb: int  # its largest resident set (VmHWM)
     delivered: int  # lines about the processes of the storm
-    handler_ns: float  # BPF run time for each exec+exit pair; 0 unless it was asked for
+    handler_ns: float  # BPF run time for each exec+exit pair; 0 unless requested
 
 
 # ---- Storms ----
@@ -169,7 +169,7 @@ class Running:
         self.await_quiet()
 
     def await_quiet(self) -> None:
-        """Waits until all that has happened is read: for a time, they use little CPU."""
+        """Waits until all events are read: until the tracer uses little CPU for a while."""
         if not self._processes:
             return
         limit = time.monotonic() + _QUIET_LIMIT_S
@@ -201,7 +201,7 @@ class Running:
         return sum(_status_number(str(process.pid), "VmHWM") for process in self._processes)
 
     def handlers(self) -> Handlers:
-        """What the kernel counted for the BPF programs of all processes so far."""
+        """The kernel's statistics for the BPF programs of all processes so far."""
         programs: dict[int, Handlers] = {}
         for process in self._processes:
             programs.update(_programs(process.pid))
@@ -209,7 +209,7 @@ class Running:
         return Handlers(sum(p.run_ns for p in counted), sum(p.runs for p in counted))
 
     def end(self) -> float:
-        """Ends all with SIGINT; returns the CPU time that they used, in seconds."""
+        """Ends all processes with SIGINT; returns the CPU time they used, in seconds."""
         return sum([_end(process) for process in self._processes])
 
     def delivered(self, names: Sequence[str]) -> int:
@@ -236,7 +236,7 @@ def _last_words(number: int) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> float:
-    """Ends one process, in the end by force; returns its CPU time in s, 0 when it had ended."""
+    """Ends a process, if necessary by SIGKILL; returns its CPU time in s, 0 if it had ended."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         if process.returncode is not None:
             return 0.0
@@ -251,11 +251,11 @@ def _end(process: subprocess.Popen[bytes]) -> float:
     raise BenchError(f"process {process.pid} cannot be ended")
 
 
-# ---- What /proc says ----
+# ---- Figures from /proc ----
 
 
 def _cpu_s(pid: int) -> float:
-    """User and system time to the ns, of the threads that have ended too (/proc has ticks)."""
+    """User and system time in ns (/proc has only ticks), including threads that have ended."""
     process_clock = (~pid << 3) | 2  # as clock_getcpuclockid(3) makes it
     return time.clock_gettime(process_clock)
 
@@ -274,7 +274,7 @@ def _status_number(process: str, *names: str) -> int:
 
 
 def _switches(pid: int) -> int:
-    """Context switches of the threads that a process has now."""
+    """Context switches of the current threads of a process."""
     names = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
     total = 0
     for task in os.listdir(f"/proc/{pid}/task"):
@@ -284,7 +284,7 @@ def _switches(pid: int) -> int:
 
 
 def _programs(pid: int) -> dict[int, Handlers]:
-    """The BPF programs that a process holds descriptors of, by id."""
+    """The BPF programs that a process holds descriptors for, by id."""
     found = {}
     for info in Path(f"/proc/{pid}/fdinfo").iterdir():
         with contextlib.suppress(OSError):
@@ -298,7 +298,7 @@ def _programs(pid: int) -> dict[int, Handlers]:
 
 @contextlib.contextmanager
 def bpf_stats() -> Iterator[None]:
-    """Has the kernel time every run of a BPF program meanwhile, which costs some itself."""
+    """Lets the kernel time every run of a BPF program, which has a cost of its own."""
     before = _STATS.read_text()
     _STATS.write_text("1")
     try:
@@ -311,7 +311,7 @@ def bpf_stats() -> Iterator[None]:
 
 
 def measure(contender: Contender, load: Load) -> Result:
-    """One storm with this contender watching; one without commands is the untraced case."""
+    """Runs one storm under this contender; one without commands is the untraced case."""
     with Running(contender) as running:
         running.settle()
         start, before = running.usage(), running.handlers()

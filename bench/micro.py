@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""How fast the Python side is by itself: records in memory to events, text and JSON; and imports.
+"""How fast the Python side alone is: from records in memory to events, text and JSON; and imports.
 
-Events read a field when it is asked for, so decoding is shown with and without reading all fields.
+Events decode a field when it is read, so decoding is shown with and without reading all fields.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Speed(NamedTuple):
     fastest: float
 
 
-# ---- What is measured on ----
+# ---- Records ----
 
 
 def _process(number: int, comm: str) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _process(number: int, comm: str) -> dict[str, Any]:
 
 
 def _record(kind: str, number: int, with_args: bool, **more: Any) -> bytes:
-    """The bytes of one record, as `shim_read` gives them out."""
+    """The bytes of one record, as `shim_read` returns them."""
     filename, args = _PROGRAMS[number % len(_PROGRAMS)]
     shown = (filename, *(args if with_args else ()))
     tail = b"".join(part.encode() + b"\0" for part in shown)
@@ -81,7 +81,7 @@ def _record(kind: str, number: int, with_args: bool, **more: Any) -> bytes:
 
 
 def batch(pairs: int, with_args: bool) -> bytes:
-    """The records of so many processes that start and end."""
+    """The records of this many processes that start and end."""
     records = []
     for number in range(pairs):
         records.append(_record("exec", number, with_args))
@@ -115,7 +115,7 @@ def _read_all(events: Sequence[Event]) -> None:
 
 
 def _read_columns(events: Sequence[Event]) -> None:
-    """What the default text shows of an event."""
+    """Reads the fields that the default text shows."""
     for event in events:
         if isinstance(event, ExecEvent):
             _ = event.time_ns, event.comm, event.pid, event.ppid, event.filename
@@ -148,7 +148,7 @@ _IMPORT = "import time; t = time.perf_counter(); import {}; print(time.perf_coun
 
 
 def import_ms(module: str, repeats: int) -> float:
-    """How long importing a module takes in a fresh interpreter: the median, in ms."""
+    """The median time in ms to import a module in a fresh interpreter."""
     command = [sys.executable, "-c", _IMPORT.format(module)]
     runs = [subprocess.run(command, capture_output=True, check=True) for _ in range(repeats)]
     return statistics.median(float(run.stdout) for run in runs) * 1000

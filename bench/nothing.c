@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 /*
  * The smallest program: it ends at once with status 0, or, when it is given any argument, waits for
- * a signal. Without libc (-nostdlib) where the few lines of assembly exist, else an ordinary main().
+ * a signal. Without libc (-nostdlib) where the few lines of assembly exist, else an ordinary
+ * main().
  */
 #if defined(__x86_64__)
 __asm__(".globl _start\n"

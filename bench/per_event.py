@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The command `bootstrap`, but with a wake-up for each event: the baseline inside the project."""
+"""The command `bootstrap` with a wake-up for each event: the project's own baseline."""
 
 import signal
 import sys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Figures as a picture, for README."""
+"""Draws the figures as the picture of README."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BAR, _LINE = 18, 26  # px: a bar, and from one to the next
 _LEFT, _WIDTH = 240, 800  # px: where the panels begin, and end
 _LABEL = 70  # px: room for the number after the longest bar
 
-Values = Mapping[str, Sequence[float]]  # of each tracer, from all rounds
+Values = Mapping[str, Sequence[float]]  # by tracer; a value from each round
 
 
 class _Section(NamedTuple):
@@ -30,7 +30,7 @@ class _Section(NamedTuple):
 
     title: str
     tracers: Sequence[str]
-    panels: Mapping[str, Values]  # by their titles
+    panels: Mapping[str, Values]  # by title
 
     @property
     def height(self) -> int:
@@ -38,7 +38,7 @@ class _Section(NamedTuple):
 
 
 def _number(value: float) -> str:
-    """Two digits, or all before the point."""
+    """Two significant digits, or all digits before the point."""
     return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
 
 
@@ -83,7 +83,7 @@ def _section(y: int, section: _Section) -> list[str]:
 
 
 def _storm(rows: Sequence[Row]) -> _Section:
-    """Not of those that filter: they have less to do."""
+    """Leaves out tracers that filter, because they have less to do."""
     shown = [row for row in rows if row.cpu_s and not row.failure and row.lines != 0]
     slowdown = {row.name: [100 * more for more in row.slowdown] for row in shown}
     return _Section(
@@ -106,7 +106,7 @@ def _everyday(rows: Sequence[Everyday]) -> _Section:
 
 
 def svg(rows: Sequence[Row], everyday: Sequence[Everyday], subtitle: str) -> str:
-    """What each tracer costs those it watches, and itself."""
+    """The costs of each tracer, for the processes it watches and in itself."""
     sections = [s for s in (_storm(rows), _everyday(everyday)) if s.tracers]
     height = sum(section.height for section in sections) + 44
     size = f'width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}"'

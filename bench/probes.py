@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Questions about a tracer that one run each answers: how soon, how idle, how large."""
+"""Figures that take one run of a tracer each: time to the first event, idling, memory."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from measure import Contender, Running
 from programs import BUILD, ROOT, BenchError, bootstrap
 
 _LIMIT_S = 20.0
-_PAUSE_S = 0.0004  # between the processes of which the tracer has to see one
+_PAUSE_S = 0.0004  # between the processes, one of which the tracer sees first
 
 
 class First(NamedTuple):
-    """The first event of a tracer, in ms from its start."""
+    """The first event of a tracer, in ms since its start."""
 
-    recorded_ms: float  # when the process began that the event is about
-    printed_ms: float  # when its line came
+    recorded_ms: float  # when the event's process began
+    printed_ms: float  # when its line was printed
 
 
 # ---- Start to first event ----
 
 
 def first_event(contender: Contender) -> First:
-    """How soon after its start a tracer sees processes, and says so.
+    """How soon after its start a tracer sees processes, and reports them.
 
-    The tracer writes to a terminal, as most keep back what they write to a file. Of several
-    commands the slowest counts.
+    The tracer writes to a terminal, because most tracers buffer what they write to a file. The
+    slowest of several commands counts.
     """
     firsts = [_first_event(command) for command in contender.commands]
     return First(max(f.recorded_ms for f in firsts), max(f.printed_ms for f in firsts))
@@ -59,10 +59,10 @@ def _first_event(command: Sequence[str]) -> First:
 
 
 def _spawn_until_seen(fd: int, limit: float) -> tuple[list[float], int | None]:
-    """Starts a short process about every half millisecond, each under a name with its number.
+    """Starts a short process about every half millisecond, each with its number in its name.
 
-    Returns when each began (time.monotonic), and the number of the first that a line from `fd` is
-    about.
+    Returns when each began (time.monotonic), and the number of the first one in the output from
+    `fd`.
     """
     spawned: list[float] = []
     said = b""
@@ -108,7 +108,7 @@ def _drain_until_ended(fd: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def idle_switches() -> int:
-    """How often `bootstrap` is switched to in 3 s in which no event passes its filter."""
+    """Context switches to `bootstrap` in 3 s in which no event passes its filter."""
     command = [*bootstrap(), "--duration", str(10**9)]
     with Running(Contender("idle", [command], 0)) as running:
         running.settle()
@@ -129,7 +129,7 @@ _TRACER = "from pybootstrap import Tracer; tracer = Tracer().start(); tracer.rea
 
 
 def tracer_memory_kb() -> int:
-    """What a started Tracer adds to the peak memory of an interpreter, in KiB."""
+    """The peak memory that a started Tracer adds to an interpreter, in KiB."""
     return _script_memory_kb(_TRACER) - _script_memory_kb("import time; time.sleep(0)")
 
 

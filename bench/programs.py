@@ -16,24 +16,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "bench"
 BUILD = ROOT / "build/bench"
-PACKAGES = ("libbpf-tools", "bpftrace")  # Debian's names of what the peers are in
+PACKAGES = ("libbpf-tools", "bpftrace")  # Debian's packages of the peers
 PEERS = ("execsnoop", "exitsnoop", "bpftrace")
 _SYSTEM_PATH = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin:/sbin"
 
 
 class BenchError(Exception):
-    """Something that a benchmark needs is missing or does not work; one sentence."""
+    """Something that a benchmark needs is missing or does not work; the message is one sentence."""
 
 
 def find(program: str) -> str | None:
-    """The path of a program, looked for where root finds it too; None when there is none."""
+    """The path of a program, also searched where root finds it; None if there is none."""
     return shutil.which(program, path=_SYSTEM_PATH)
 
 
 def run(*command: str | Path, output: Path | None = None) -> str:
     """Runs a command to its end; returns what it printed, or writes that to `output`.
 
-    Raises BenchError with its last words when it fails.
+    Raises BenchError with its last output if it fails.
     """
     words = [str(word) for word in command]
     try:
@@ -59,12 +59,12 @@ def build_storm() -> None:
     nothing = [*compile_c, "-static", "-o", str(BUILD / "nothing"), str(SOURCES / "nothing.c")]
     try:
         run(*nothing, "-nostdlib")
-    except BenchError:  # a machine without assembly in nothing.c
+    except BenchError:  # nothing.c has no assembly for this machine
         run(*nothing)
 
 
 def _libbpf() -> tuple[list[str], list[str]]:
-    """Compiler and linker arguments for the libbpf that the package was built with."""
+    """Compiler and linker arguments for the libbpf with which the package was built."""
     own = ROOT / "build/libbpf"
     if (own / "libbpf.a").exists():
         include = [f"-I{own / 'include'}", f"-I{ROOT / 'libbpf/include/uapi'}"]
@@ -74,7 +74,7 @@ def _libbpf() -> tuple[list[str], list[str]]:
 
 
 def build_synthetic() -> None:
-    """Compiles the synthetic source of records, its BPF program included."""
+    """Compiles the synthetic source of records, including its BPF program."""
     BUILD.mkdir(parents=True, exist_ok=True)
     include, link = _libbpf()
     own = [f"-I{ROOT / 'vmlinux'}", f"-I{ROOT / 'bpf'}"]
@@ -89,13 +89,13 @@ def build_synthetic() -> None:
 
 
 def as_users_run() -> None:
-    """Drops what a build machine may set and a user does not: it makes every start compile anew."""
+    """Drops settings that users lack; one makes every start of Python compile anew."""
     for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"):
         os.environ.pop(name, None)
 
 
 def bootstrap() -> list[str]:
-    """The command under test: that of this interpreter's environment, else the package itself."""
+    """The command under test: from this interpreter's environment, else the package itself."""
     script = Path(sys.executable).with_name("bootstrap")
     return [str(script)] if script.exists() else [sys.executable, "-m", "pybootstrap"]
 
@@ -104,7 +104,7 @@ def bootstrap() -> list[str]:
 
 
 def install_peers() -> list[str]:
-    """Installs the packages of peers that are missing; returns what is still not there."""
+    """Installs missing packages of peers; returns the names still missing."""
     if all(find(peer) for peer in PEERS):
         return []
     if os.geteuid() == 0 and find("apt-get"):
@@ -117,7 +117,7 @@ def install_peers() -> list[str]:
 
 @contextlib.contextmanager
 def tracefs() -> Iterator[None]:
-    """Has tracefs mounted meanwhile: the peers need it, this project does not."""
+    """Mounts tracefs for the block: the peers need it, this project does not."""
     place = Path("/sys/kernel/tracing")
     mounted = (place / "events").exists() or not place.exists()
     if not mounted:
@@ -146,7 +146,7 @@ def _cpu_model() -> str:
 
 
 def machine() -> dict[str, str]:
-    """What the figures are from: kernel, CPU, cores, memory, Python, versions of the tracers."""
+    """The machine of the figures: kernel, CPU, cores, memory, Python, versions of the tracers."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Reads events in one of the ways that the API has, and notes how late each is handed out.
+"""Reads events in one of the ways that the API has, and notes how late each is delivered.
 
     reader.py HOW BOUND_MS
 
-It says "ready" on standard output, and once SIGTERM came, one JSON object: how late each event was
-(ns), and how many were lost. HOW "timer" reads nothing: it sleeps BOUND_MS again and again, and
-notes how much longer that took, which is the machine's own part in what comes late.
+It prints "ready" and, after SIGTERM, one JSON object: how late each event was (ns), and how many
+were lost. HOW "timer" reads nothing: it sleeps for BOUND_MS again and again and notes how much
+longer that took, which is the machine's own share of the lateness.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _told_to_end = False
 
 
 def _note(events: list[Event]) -> None:
-    """From the kernel's time stamp of an event to now."""
+    """The time from the kernel's time stamp of an event until now."""
     now = time.time_ns()
     _late_ns.extend(now - event.time_ns for event in events if not isinstance(event, LostEvent))
 

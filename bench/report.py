@@ -31,14 +31,14 @@ class Row:
 
     @property
     def lost(self) -> int | None:
-        """Lines that are missing, over all rounds; None when that cannot be known."""
+        """The number of missing lines over all rounds; None if it is not known."""
         if not self.lines:
             return None
         return self.lines * self.pairs * len(self.delivered) - sum(self.delivered)
 
     @property
     def event_us(self) -> list[float]:
-        """The tracer's CPU time under the storm for an event; a pair is two events."""
+        """The tracer's CPU time per event under the storm; a pair is two events."""
         return [cpu_s * 1e6 / (2 * self.pairs) for cpu_s in self.load_cpu_s]
 
     def asdict(self) -> dict[str, Any]:
@@ -49,12 +49,12 @@ class Row:
 
 
 def median(values: Sequence[float]) -> float:
-    """The median; not a number when there are no values."""
+    """The median; NaN without values."""
     return statistics.median(values) if values else float("nan")
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Median and range, such as "5.1 (4.0..7.9)"; a dash when there is nothing."""
+    """Median and range, such as "5.1 (4.0..7.9)"; a dash without values."""
     if not values:
         return "-"
     middle = format(statistics.median(values), form)
@@ -67,7 +67,7 @@ def spread(values: Sequence[float], form: str) -> str:
 
 
 def say(text: str) -> None:
-    """Replaces the line about what is being done, on a terminal."""
+    """Replaces the progress line, on a terminal."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
@@ -112,7 +112,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def grid(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells in columns: the first to the left, the others to the right."""
+    """Rows of cells in columns, the first aligned left, the others right."""
     whole = [row for row in rows if len(row) == len(rows[0])]
     widths = [max(len(row[i]) for row in whole) for i in range(len(rows[0]))]
     widths[0] = max(len(row[0]) for row in rows)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Tracers beside each other under storms, in interleaved rounds."""
+"""Compares tracers under storms, in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UNTRACED = Contender("untraced", [], 0)
 
 
 def _add(row: Row, result: Result, before: Result, after: Result) -> None:
-    """Against the mean of two untraced storms."""
+    """The increase over the mean of two untraced storms."""
     row.slowdown.append(2 * result.spawn_ns / (before.spawn_ns + after.spawn_ns) - 1)
     spawn_cpu_ns = before.spawn_cpu_ns + after.spawn_cpu_ns
     row.cpu_slowdown.append(2 * result.spawn_cpu_ns / spawn_cpu_ns - 1)
@@ -29,7 +29,7 @@ def _add(row: Row, result: Result, before: Result, after: Result) -> None:
 
 
 def _measure_round(contenders: Sequence[Contender], rows: dict[str, Row], load: Load) -> None:
-    """Each contender once, between an untraced storm right before and one right after it."""
+    """Runs each contender once, between two untraced storms right before and after it."""
     untraced, before = rows[_UNTRACED.name], measure(_UNTRACED, load)
     for contender in contenders:
         row = rows[contender.name]
@@ -49,14 +49,14 @@ def _measure_round(contenders: Sequence[Contender], rows: dict[str, Row], load: 
 
 
 def in_turn(contenders: Sequence[Contender], rounds: int) -> Iterator[Sequence[Contender]]:
-    """The contenders in an order that moves on each round."""
+    """The contenders in an order that rotates with each round."""
     for number in range(rounds):
         start = number % max(len(contenders), 1)
         yield [*contenders[start:], *contenders[:start]]
 
 
 def _measure_more(contenders: Sequence[Contender], rows: dict[str, Row], spawns: int) -> None:
-    """What would disturb the rounds: BPF statistics, and start to first event."""
+    """Measures what would disturb the rounds: BPF statistics, and the time to the first event."""
     for contender in contenders:
         row = rows[contender.name]
         if row.failure:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What tracing costs: this project beside others, in interleaved rounds on this machine.
+"""Measures what tracing costs: this project beside others, in interleaved rounds on this machine.
 
-It takes root, and a machine that does little else. It reports, and never fails for being slow.
+It needs root and a machine that does little else. It reports, and never fails for being slow.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from targets import (
 )
 from targets import table as target_table
 
-_EVERYDAY = {TEXT, C_BOOTSTRAP, BOTH}  # who is measured at everyday rates
+_EVERYDAY = {TEXT, C_BOOTSTRAP, BOTH}  # the tracers measured at everyday rates
 _PARTS = ("storm", "everyday", "scale", "ceiling", "latency", "facts")
 _BPFTRACE = """
 tracepoint:sched:sched_process_exec { printf("EXEC %-16s %d\\n", comm, pid); }
@@ -58,11 +58,11 @@ by more than 5 %, the targets that are wall times of a spawn are not judged. fir
 start of the tracer to that of the first process that it reports; printed: to that line."""
 
 
-# ---- Who takes part ----
+# ---- Contenders ----
 
 
 def own_contenders() -> list[Contender]:
-    """The project, in the ways it can be run."""
+    """The project with its various options."""
     per_event = [sys.executable, str(programs.SOURCES / "per_event.py")]
     return [
         Contender(TEXT, [programs.bootstrap()], 2),
@@ -73,7 +73,7 @@ def own_contenders() -> list[Contender]:
 
 
 def peer_contenders(missing: Sequence[str]) -> list[Contender]:
-    """The others, as far as they are installed."""
+    """The other tracers that are installed."""
     paths = {peer: programs.find(peer) or peer for peer in programs.PEERS}
     execsnoop, exitsnoop = [paths["execsnoop"]], [paths["exitsnoop"]]
     peers = [
@@ -103,7 +103,7 @@ def _extra_peer(text: str) -> Contender:
 
 
 class _Bench:
-    """One run: what it measures is printed, and kept as figures and for the targets."""
+    """One run: prints what it measures, and keeps it as figures and for the targets."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -115,14 +115,14 @@ class _Bench:
         print(f"storm: {options.spawns:,} spawns on one core; {options.rounds} rounds\n")
 
     def storm(self) -> str:
-        """Everyone under a storm on one core."""
+        """Measures all contenders under a storm on one core."""
         rows = compare(self.contenders, self.load, self.options.rounds, more=True)
         self.figures["rows"] = [row.asdict() for row in rows]
         self.measured.rows = {row.name: row for row in rows}
         return table(rows) + _NOTES
 
     def everyday(self) -> str:
-        """Some at low rates."""
+        """Measures some contenders at low rates."""
         some = [c for c in self.contenders if c.name in _EVERYDAY or c in self.options.peer]
         rows = everyday.compare(some, self.options.rounds, self.options.quick)
         self.figures["everyday"] = [row.asdict() for row in rows]
@@ -150,7 +150,7 @@ class _Bench:
         return synthetic.table(outcomes)
 
     def facts(self) -> str:
-        """What needs a run of its own; the targets have it."""
+        """Measures what needs a run of its own, for the targets."""
         say("idle cost, memory, speeds")
         two = Load(self.load.spawns, storms=min(2, len(programs.cpus())))
         under_two = measure(Contender(TEXT, [programs.bootstrap()], 2), two)
@@ -165,7 +165,7 @@ class _Bench:
         return ""
 
     def run(self) -> None:
-        """Measures what was asked for; one part that fails does not take the others along."""
+        """Measures the requested parts; if one fails, the others still run."""
         for part in self.options.part:
             try:
                 text = getattr(self, part)()
@@ -258,7 +258,7 @@ def main() -> int:
     if os.geteuid():
         print("bench/run.py: tracing takes root: try 'sudo make bench'", file=sys.stderr)
         return 77
-    # By an exception, so that tracers are ended and tracefs is unmounted.
+    # Exit by an exception, so that tracers are ended and tracefs is unmounted.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench/run.py: terminated"))
     try:
         with programs.tracefs():

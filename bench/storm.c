@@ -4,16 +4,16 @@
  *
  *     storm [-n SPAWNS] [-c CPU] [-i IDLE] [-p MICROSECONDS]
  *
- * -c binds all of it to one CPU; -i has that many idle processes alive meanwhile; -p spawns one in
- * each period of so many microseconds, otherwise each follows the one before.
+ * -c binds all of it to one CPU; -i keeps that many idle processes alive meanwhile; -p spawns one
+ * in each period of that many microseconds, otherwise each follows the previous one at once.
  *
- * It begins when it can read a byte, or the end, from standard input, and lives on until that ends:
- * so whoever measures a tracer can keep the storm's own exec and exit out of the figures. SIGINT and
- * SIGTERM end it early. All that it started is gone when it ends.
+ * It begins when it can read a byte or EOF from standard input, and exits only at EOF, so that a
+ * measurement can exclude the storm's own exec and exit. SIGINT and
+ * SIGTERM end it early. When it ends, all its processes have ended.
  *
  * The children run under a name of this storm's own, "nothing-PID", so that a tracer's lines about
- * them can be told from all others. When they are done it prints one JSON object; times are in ns,
- * CPU times in us.
+ * them can be told from all others. When they have ended it prints one JSON object; times are in
+ * ns, CPU times in us.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -122,7 +122,7 @@ static void reap(pid_t pid, int expected)
 	}
 }
 
-/* Waits until the process sleeps: freshly started ones would run in the midst of the storm. */
+/* Waits until the process sleeps, because a new process would run in the middle of the storm. */
 static void await_sleep(pid_t pid)
 {
 	char file[64], line[128], state = 0;
@@ -170,7 +170,7 @@ static void await_time(long long ns)
 		;
 }
 
-/* Returns how many were spawned; *spawn_ns holds the mean. */
+/* Returns how many were spawned; sets *spawn_ns to the mean. */
 static long run_chunk(long count, long period_us, double *spawn_ns)
 {
 	long long begin = now_ns();

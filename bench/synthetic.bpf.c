@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 /*
  * A source of exec records that needs no processes: each run sends RECORDS_PER_RUN of them, through
- * the project's own bpf/ring.bpf.h, to a ring that belongs to somebody else.
+ * the project's own bpf/ring.bpf.h, to the ring of another process.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
@@ -14,7 +14,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 static const char text[] = "/usr/bin/sleep\0sleep\0"
 			   "1000";
 
-/* A record as a small real one is: 64 + 64 bytes of room for text, most of it left free. */
+/* A record like a small real one: 64 + 64 bytes of room for text, most of it unused. */
 static __always_inline void send(u64 number)
 {
 	struct exec_record *e = ring_reserve(sizeof(*e) + 128);

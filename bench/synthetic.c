@@ -4,10 +4,10 @@
  *
  *     synthetic RING_MAP_ID RECORDS_PER_S SECONDS CPU
  *
- * A rate of 0 is without limit. It prints its own counters as a JSON object: what it produced, what
- * found the ring full, and how long it took (ns). When it can read a byte, or the end, from standard
- * input, because the reader has caught up, one more run tells the reader's decoder of the last
- * losses; then it prints its counters again. So both sides can be compared to the record.
+ * A rate of 0 means no limit. It prints its own counters as a JSON object: what it produced, what
+ * found the ring full, and how long it took (ns). When it can read a byte, or the end, from
+ * standard input, because the reader has caught up, one more run tells the reader's decoder of the
+ * last losses; then it prints its counters again. So both sides can be compared exactly.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -45,7 +45,7 @@ static int run_once(int program_fd)
 	return bpf_prog_test_run_opts(program_fd, &options);
 }
 
-/* Runs for so long; keeps to the rate by waiting for the time at which the next run is due. */
+/* Runs for that long; keeps the rate by waiting until the next run is due. */
 static int run_for(int program_fd, double rate, double seconds)
 {
 	double ns_per_run = rate > 0 ? 1e9 * RECORDS_PER_RUN / rate : 0;
@@ -70,7 +70,7 @@ static struct synthetic_bpf *load(int ring_id)
 	if (!skeleton || ring_fd < 0 || bpf_obj_get_info_by_fd(ring_fd, &info, &size) ||
 	    bpf_map__reuse_fd(skeleton->maps.rb, ring_fd))
 		return NULL;
-	skeleton->rodata->wakeup_bytes = info.max_entries / 4; /* as shim.c has it */
+	skeleton->rodata->wakeup_bytes = info.max_entries / 4; /* as engine/tracer.py sets it */
 	return synthetic_bpf__load(skeleton) ? NULL : skeleton;
 }
 

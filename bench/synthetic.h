@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause */
-/* What the synthetic source's two halves share. */
+/* Shared by the two halves of the synthetic source. */
 #ifndef SYNTHETIC_H
 #define SYNTHETIC_H
 

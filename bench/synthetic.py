@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The ceiling of reader, decoder and renderer, with records that no process has to make.
+"""The ceiling of reader, decoder and renderer, with records that need no processes.
 
-A Tracer is started whose filter lets no real event pass. A program of its own (synthetic.c) then
-sends records into that Tracer's ring from another CPU, and counts for itself how many it sent, and
-how many found the ring full. So all that the reader says can be checked to the record.
+It starts a Tracer whose filter lets no real event pass. A separate program (synthetic.c) then sends
+records into that Tracer's ring from another CPU, and counts for itself how many it sent and how
+many found the ring full. So the reader's counters can be checked to the record.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BUFFER_SIZE = 256 * 1024  # bytes
 _WAIT_S = 0.05
 _NOTHING_REAL = 1e12  # ms: no process is that old
 _LATENCY_MS = 10
-_PATIENCE_S = 2.0  # with records that do not come
+_PATIENCE_S = 2.0  # how long to wait for records that do not come
 _RINGBUF = "27"  # enum bpf_map_type: BPF_MAP_TYPE_RINGBUF
 _SHARES = (0.5, 0.8, 1.2)  # of the ceiling, as far as the source can reach it
 
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
     ceiling: float  # records that got through for each second of CPU time of the reader
     lost: int  # records that found the ring full, as the source counts
     reported: int  # the sum of all LostEvents; -1 where nothing is decoded
-    exact: bool  # every record the source counted was received, or is among the lost
+    exact: bool  # every record that the source counted was received or lost
 
 
 # ---- Stages ----
@@ -61,7 +61,7 @@ def _losses(events: Sequence[Event]) -> int:
 
 
 def _read(buffer: Any) -> Turn:
-    """The shim alone: records are copied to a buffer, and no one looks at them."""
+    """The shim alone: it copies records to a buffer, and nothing reads them."""
     taken: Counter[Tracer] = Counter()
 
     def turn(tracer: Tracer) -> int:
@@ -131,7 +131,7 @@ class _Source:
         return not select.select([self._process.stdout], [], [], 0)[0]
 
     def counters(self) -> dict[str, int]:
-        """What it prints next: "produced", "lost" and "wall_ns". Raises BenchError if it failed."""
+        """Its next output: "produced", "lost" and "wall_ns". Raises BenchError if it failed."""
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
@@ -140,7 +140,7 @@ class _Source:
         return counters
 
     def send_last(self) -> None:
-        """Has it run once more."""
+        """Lets the source run once more."""
         assert self._process.stdin
         self._process.stdin.close()
 
@@ -156,7 +156,7 @@ class _Source:
 
 
 def _catch_up(tracer: Tracer, turn: Turn, counters: dict[str, int]) -> int:
-    """Reads until all that was sent is received or lost, or nothing comes any more.
+    """Reads until everything sent is received or lost, or nothing more comes.
 
     Returns how many losses were reported.
     """
@@ -199,7 +199,7 @@ def measure(stage: str, turn: Turn, rate: float, seconds: float) -> Outcome:
 
 
 def measure_all(seconds: float) -> list[Outcome]:
-    """Each stage: as fast as the source can, then at shares of what got through then."""
+    """Measures each stage at full speed, then at shares of the rate that got through."""
     build_synthetic()
     outcomes = []
     with Path(os.devnull).open("wb") as output:

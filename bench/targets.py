@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What the project promises about its cost, beside what was measured."""
+"""The project's targets for its cost, beside what was measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXECSNOOP, EXITSNOOP, BOTH = "execsnoop", "exitsnoop", "execsnoop + exitsnoop"
 
 @dataclass
 class Facts:
-    """What is measured once a run, beside the rows."""
+    """Figures that are measured once per run, besides the rows."""
 
     idle_switches: int
     tracer_memory_mb: float
@@ -30,7 +30,7 @@ class Facts:
 
 @dataclass
 class Measured:
-    """All that a run has measured, by tracer; what is left out gives figures that are not known."""
+    """All that a run has measured, by tracer; targets of missing parts are not known."""
 
     rows: Mapping[str, Row] = field(default_factory=dict)
     everyday: Mapping[str, Everyday] = field(default_factory=dict)
@@ -38,12 +38,12 @@ class Measured:
     facts: Facts | None = None
 
 
-_MAX_CHANCE = 0.05  # usual difference of two untraced storms above which wall times say nothing
-_MAX_OTHERS = 1.0  # processes a second from elsewhere above which everyday rates say nothing
+_MAX_CHANCE = 0.05  # typical difference of two untraced storms above which wall times mean nothing
+_MAX_OTHERS = 1.0  # other processes a second above which everyday rates mean nothing
 
 
 class Target(NamedTuple):
-    """One promise; `met` is None when it could not be measured."""
+    """One target; `met` is None if it could not be measured."""
 
     figure: str
     promised: str
@@ -63,7 +63,7 @@ def _at_least(figure: str, values: Sequence[float], limit: float) -> Target:
 
 
 def _against(own: Sequence[float], other: Sequence[float]) -> list[float]:
-    """The ratio in each round; that of other rounds has other chance in it."""
+    """The ratio within each round, because chance differs between rounds."""
     return [a / b for a, b in zip(own, other) if b > 0]
 
 
@@ -81,7 +81,7 @@ def _of_the_kernel(rows: Mapping[str, Row]) -> list[Target]:
 
 
 def _noisy(untraced: Row) -> bool:
-    """Whether the machine did so much else that wall times say nothing."""
+    """Whether the machine did so much else that wall times mean nothing."""
     return median([abs(more) for more in untraced.slowdown]) > _MAX_CHANCE
 
 
@@ -149,7 +149,7 @@ def _of_latency(latencies: Sequence[Latency]) -> list[Target]:
 
 
 def targets(measured: Measured) -> list[Target]:
-    """All promises."""
+    """All targets."""
     wanted = (UNTRACED, TEXT, JSON, FILTERED, PER_EVENT, C_BOOTSTRAP, BOTH)
     rows = {name: measured.rows.get(name) or Row(name, None) for name in wanted}
     everyday = {name: measured.everyday.get(name) or Everyday(name, None) for name in wanted}
@@ -163,7 +163,7 @@ def targets(measured: Measured) -> list[Target]:
 
 
 def table(all_targets: list[Target]) -> str:
-    """Each promise beside its value."""
+    """Each target beside its value."""
     verdict = {True: "met", False: "NOT met", None: "not known"}
     cells = [(t.figure, t.promised, t.measured, verdict[t.met]) for t in all_targets]
     return grid([("figure", "target", "measured", ""), *cells])
