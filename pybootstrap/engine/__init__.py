@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What every tool shares: nothing here knows what a program traces.
+"""The engine that all tools share. Nothing here knows what a program traces.
 
-A tool has a BPF object, an event class for each kind of its records, a Tracer and a command, which
-it makes of what this module names. docs/your-own-tool.md leads from nothing to an installed one.
+A tool consists of a BPF object, an event class for each kind of record, a Tracer and a command,
+built from the names below. docs/your-own-tool.md shows how to write and install one.
 """
 
 from pybootstrap._typing import TYPE_CHECKING

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""From batches of records to events, whatever the records say."""
+"""Decodes batches of records into events; knows nothing of what the records contain."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Decoder", "LostEvent"]
 
 
 class LostEvent(NamedTuple):
-    """Events are missing here: they found the ring buffer full."""
+    """Events are missing here, because they found the ring buffer full."""
 
     time_ns: int
-    """Time of the first event after the gap: wall clock, ns since the epoch. `since_ns` when none
-    has come since."""
+    """Time of the first event after the gap: wall clock, ns since the epoch. The same as `since_ns`
+    if no event has come since."""
     since_ns: int
     """Time of the last event before the gap; 0 when there was none."""
-    count: int  # type: ignore[assignment]  # nobody counts values in it
+    count: int  # type: ignore[assignment]  # hides tuple.count()
     """How many events were lost."""
 
 
@@ -32,24 +32,25 @@ _KIND_AT = dict(ffi.typeof("struct record_header").fields)["kind"].offset
 
 
 class Decoder:
-    """Turns batches of records into events, and gaps in the kernel's count into `LostEvent`s.
+    """Turns batches of records into events, and increases of the loss count into `LostEvent`s.
 
     Args:
-        kinds: by the number that `header.kind` has, four things of a kind of record: what makes
-            something of its bytes; what unpacks, at an offset in a batch, size, time_ns and lost of
-            `struct record_header` and the lengths of two parts that end the record, or 0; how many
-            bytes are before these parts; and how many a record has at least.
+        kinds: for each value of `header.kind` a tuple (make, unpack, head_size, least_size).
+            `make(record)` turns the bytes of a record into an event. `unpack(batch, offset)`
+            returns size, time_ns and lost of `struct record_header`, and the lengths of the two
+            parts of the tail, or 0. A record has head_size bytes before its tail, and at least
+            least_size bytes in all.
     """
 
     def __init__(self, kinds: Mapping[int, tuple[Any, ...]]) -> None:
-        self.lost = 0  # how many losses were reported
+        self.lost = 0  # lost events that were reported
         self._time_ns = 0  # of the last event
         self._kinds = kinds
 
     def decode(self, batch: bytes) -> list[Any]:
         """The events of a batch, or what `kinds` makes of them, in the ring's order.
 
-        Raises RecordError for bytes that are no records; it never reads outside of the batch.
+        Raises RecordError for bytes that are not records. Never reads outside the batch.
         """
         kinds, kind_at = self._kinds, _KIND_AT
         events: list[Any] = []
@@ -78,7 +79,7 @@ class Decoder:
         return events
 
     def loss(self, lost: int) -> LostEvent:
-        """The loss that no record tells of yet, `lost` being the kernel's count by now."""
+        """Reports a loss that no record carries yet; `lost` is the kernel's current count."""
         gap = LostEvent(self._time_ns, self._time_ns, lost - self.lost)
         self.lost = lost
         return gap

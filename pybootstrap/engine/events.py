@@ -8,8 +8,8 @@
         flags: int = field("how.flags")
         path: str = field(tail=True, convert=os.fsdecode)
 
-An event holds the bytes of its record and reads a field when it is asked for, so making one costs
-next to nothing. Where a field is and what it is come from the object's BTF. The same declaration
+An event holds the bytes of its record and decodes a field when the field is read, so making an
+event costs next to nothing. Offsets and types come from the object's BTF. The same declaration
 gives `asdict()`, `repr()`, JSON (see render_json.py) and the layouts for code that must be fast.
 """
 
@@ -38,7 +38,7 @@ _HEADER = ("header.size", "header.time_ns", "header.lost")
 
 
 def text(array: bytes) -> str:
-    """What an array of char holds, up to its NUL, decoded like file names (`os.fsdecode`)."""
+    """The text in an array of char, up to its NUL, decoded like file names (`os.fsdecode`)."""
     return fsdecode(array.partition(b"\0")[0])
 
 
@@ -46,7 +46,7 @@ def text(array: bytes) -> str:
 
 
 class Field:
-    """What `field()` says, and where that is in a struct."""
+    """A declared field and, once bound, its place in a struct."""
 
     __slots__ = ("annotation", "convert", "doc", "members", "name", "places", "sources", "tail")
 
@@ -58,11 +58,11 @@ class Field:
         self.tail = tail
         self.doc = doc
         self.name = self.annotation = ""
-        self.places: list[tuple[int, Type]] = []  # of the members, once bound to a struct
-        self.sources: struct.Struct | None = None  # reads them; None for what has no code there
+        self.places: list[tuple[int, Type]] = []  # of the members, once bound
+        self.sources: struct.Struct | None = None  # unpacks them, if they all have a code
 
     def named(self, name: str, annotation: object) -> Field:
-        """The same with what only the class knows."""
+        """A copy with the name and annotation that the class gives it."""
         members = self.members or (() if self.tail else (name,))
         made = Field(members, self.convert, self.tail, self.doc)
         made.name = name
@@ -70,14 +70,14 @@ class Field:
         return made
 
     def bound(self, record: Type) -> Field:
-        """The same for a struct. Raises SettingError where the two do not fit."""
+        """A copy bound to a struct. Raises SettingError if the field does not fit the struct."""
         made = self.named(self.name, self.annotation)
         made.places = [record.member(path) for path in self.members]
         for path, (_, member) in zip(self.members, made.places):
             if _has_no_size(member):
                 raise SettingError(
-                    f"{self.name}: {path} of {record.name} has no size: what is there is the tail, "
-                    "for field(tail=True, convert=...)"
+                    f"{self.name}: {path} of {record.name} has no size: read it as the tail, with "
+                    "field(tail=True, convert=...)"
                 )
         if self.members and all(member.code for _, member in made.places):
             made.sources = layout(record, *self.members)
@@ -91,20 +91,20 @@ class Field:
 
     @property
     def is_integer(self) -> bool:
-        """Whether the value is that of its one member, an integer."""
+        """Whether the value is a single integer member, not converted."""
         return self.convert is None and self.places[0][1].kind in ("int", "enum", "pointer")
 
     def value(self, *values: Any) -> Any:
-        """What it makes of the values of its members, and of the tail if it is made of that."""
+        """The field's value, from the values of its members and from the tail if it uses that."""
         return values[0] if self.convert is None else self.convert(*values)
 
     def read(self, record: bytes) -> Any:
-        """The value of a member that is neither a number nor an array of bytes."""
+        """Reads a member that is neither a number nor an array of bytes."""
         ((offset, member),) = self.places
         return self.value(member.decode(record[offset : offset + member.size]))
 
     def reader(self, head_size: int) -> Callable[[Event], Any]:
-        """What the property calls: the fewest steps for what the field is made of."""
+        """The getter of the property, with as few steps as the field allows."""
         convert = self.convert
         if self.sources is None:
             if self.tail:
@@ -124,17 +124,17 @@ def field(
     tail: bool = False,
     doc: str = "",
 ) -> Any:
-    """A field of an event class: which members of the struct it is made of.
+    """Declares a field of an event class, made of these members of the struct.
 
     Args:
-        members: paths such as "process.pid" or "ports[0]"; left out, the member of the field's own
-            name. Several are in the order of the struct.
-        convert: makes the value of those of the members: int, bool, float, or bytes for an array of
-            char or unsigned char. The same members must always give the same value, because JSON
-            keeps some. Left out, the annotation says how: `str` is text up to the NUL, `bytes` the
-            whole array, `bool` a number that is not 0.
-        tail: `convert` gets the bytes after the struct too, as its last argument.
-        doc: what the field says, with its unit and where it comes from.
+        members: paths such as "process.pid" or "ports[0]", in the order of the struct. By default
+            the member with the field's own name; with `tail`, none.
+        convert: makes the field's value from those of the members: int, bool, float, or bytes for
+            an array of char or unsigned char. It must return the same value for the same members,
+            because the JSON renderer caches some. By default the annotation decides: `str` is text
+            up to the NUL, `bytes` the whole array, `bool` whether a number is not 0.
+        tail: pass `convert` the bytes after the struct, too, as its last argument.
+        doc: docstring of the property; state unit and source.
     """
     if (tail or len(members) > 1) and convert is None:
         raise SettingError(f"field({', '.join(map(repr, members))}) needs a convert=")
@@ -158,13 +158,13 @@ _FIT = {
 
 
 def _usual_conversion(declared: Field, record: Type) -> Callable[..., Any] | None:
-    """What turns the one member of a field into what its annotation says."""
+    """The conversion that the annotation of a field with one member asks for; None: none."""
     ((_, member),) = declared.places
     kinds = _FIT.get(declared.annotation)
     if kinds is not None and (member.kind not in kinds or not member.code):
         raise SettingError(
             f"{declared.name} is a {declared.annotation}, but {declared.members[0]} of "
-            f"{record.name} is {member.name}: annotate it otherwise, or give field() a convert="
+            f"{record.name} is {member.name}: change the annotation, or give field() a convert="
         )
     return _USUAL.get(declared.annotation)
 
@@ -173,9 +173,9 @@ def _usual_conversion(declared: Field, record: Type) -> Callable[..., Any] | Non
 
 
 def _annotations(cls: type) -> dict[str, object]:
-    """Those of the class itself."""
+    """The annotations of the class itself, without those of its bases."""
     own: dict[str, object] = vars(cls).get("__annotations__") or {}
-    if not own and sys.version_info >= (3, 14):  # there they are made when asked for
+    if not own and sys.version_info >= (3, 14):  # evaluated lazily there
         own = cls.__annotations__
     return own
 
@@ -185,16 +185,16 @@ def _unbound(event: Event) -> Any:
 
 
 class Event:
-    """A record of one kind; derive a class of your own for each, with a struct's name.
+    """A record of one kind. Derive a class for each kind, and name its struct.
 
     Class arguments:
-        object: what is in the object file, whose BTF has the struct (bytes); left out, the object
+        object: contents of the object file whose BTF has the struct (bytes); by default the object
             that is linked into the extension.
-        struct: the name of the struct that RECORD() names (see ring.bpf.h). A class without one is
-            a base of others, with fields that they have in common.
+        struct: name of the struct, as in RECORD() (see ring.bpf.h). A class without it is a base
+            for fields that several classes share.
 
-    Raises SettingError when fields and struct do not fit together. Events are equal when all bytes
-    of their records are; `record` holds these, with `time_ns` as wall clock.
+    Raises SettingError if a field does not fit the struct. Two events are equal if the bytes of
+    their records are; `record` holds these bytes, with `time_ns` converted to wall clock.
     """
 
     __slots__ = ("record",)
@@ -203,15 +203,15 @@ class Event:
     NAME: ClassVar[str]
     """The value of "event" in JSON: the name of the class, without "Event" and in lower case."""
     HEAD_SIZE: ClassVar[int]
-    """Bytes of the struct, without a tail."""
+    """Size of the struct in bytes, without the tail."""
     TAIL: ClassVar[tuple[str, ...]] = ()
-    """Members that say how long the parts of the tail are, in bytes. A record of another size is
-    refused. Without any, a struct that ends with an array of no size has a tail of any length."""
+    """Members that hold the lengths of the parts of the tail, in bytes. A record of another size is
+    refused. Without any, only a struct that ends in a flexible array has a tail, of any length."""
     MIN_TAIL: ClassVar[int] = 0
-    """Bytes that the tail has at least."""
+    """Minimum length of the tail, in bytes."""
     FIELDS: ClassVar[dict[str, Field]] = {}
-    """All fields by name, those of bases first."""
-    _own: ClassVar[dict[str, Field]] = {}  # those that the class itself declares
+    """All fields by name, those of base classes first."""
+    _own: ClassVar[dict[str, Field]] = {}  # the fields that the class itself declares
     _source: ClassVar[tuple[bytes | None, str] | None] = None  # object and struct, once known
     _struct: ClassVar[Type]
     _open_end: ClassVar[int | None]
@@ -220,8 +220,8 @@ class Event:
         "header.time_ns",
         doc="""When it happened: wall clock, ns since the epoch.
 
-        The kernel's CLOCK_BOOTTIME at the event (`bpf_ktime_get_boot_ns`), turned into wall clock
-        with the difference of the two clocks when the record was read.
+        The kernel's CLOCK_BOOTTIME at the event (`bpf_ktime_get_boot_ns`), converted by the offset
+        between the two clocks when the record was read.
         """,
     )
 
@@ -235,7 +235,7 @@ class Event:
         if struct:
             cls._source = object, struct
         elif cls._source is not None and not cls._own:
-            return  # only more methods
+            return  # it adds only methods
         bases = reversed(cls.__mro__[:-1])
         cls.FIELDS = {name: one for base in bases for name, one in vars(base)["_own"].items()}
         if cls._source is not None:
@@ -251,8 +251,8 @@ class Event:
         cls._struct = types.struct(struct_name)
         if cls._struct.name not in kinds:
             raise SettingError(
-                f"{struct_name} is no kind of record of the object: say RECORD(1, {struct_name}); "
-                "in the BPF source"
+                f"{struct_name} is not a record of the object: add RECORD(1, {struct_name}); to "
+                "the BPF source"
             )
         cls.KIND = kinds[cls._struct.name]
         cls._open_end = _open_end(cls._struct)
@@ -265,7 +265,7 @@ class Event:
 
     @classmethod
     def _kind(cls, make: Callable[[bytes], Any] | None) -> tuple[Any, ...]:
-        """How `Decoder` takes records of this kind; `make` instead of events."""
+        """The entry for `Decoder`; `make`, if given, is called instead of the class."""
         unpack: Any = layout(cls._struct, *_HEADER, *cls.TAIL).unpack_from
         if len(cls.TAIL) != 2:
             any_length = not cls.TAIL and cls._open_end is not None
@@ -274,14 +274,14 @@ class Event:
 
     @classmethod
     def unpacker(cls, members: Iterable[str]) -> Callable[[bytes], tuple[Any, ...]]:
-        """What unpacks these members of a record in one go, given in the struct's order.
+        """A function that unpacks these members, given in the struct's order, at once.
 
-        For code that must be fast; `FIELDS[name].members` are those that a field is made of.
+        For code that must be fast. `FIELDS[name].members` lists the members of a field.
         """
         return layout(cls._struct, *members).unpack_from
 
     def asdict(self) -> dict[str, Any]:
-        """All fields by name, in a fixed order; named tuples as dictionaries, too."""
+        """All fields by name, in a fixed order; named tuples become dictionaries."""
         fields = {name: getattr(self, name) for name in self.FIELDS}
         for name, value in fields.items():
             if hasattr(value, "_asdict"):
@@ -305,7 +305,7 @@ class Event:
 
 
 def _declared(cls: type) -> dict[str, Field]:
-    """The fields that a class declares: what `field()` made, and public names without a value."""
+    """The fields that a class declares: `field()` calls, and public annotations without a value."""
     annotated = {
         name: annotation
         for name, annotation in _annotations(cls).items()
@@ -321,20 +321,20 @@ def _declared(cls: type) -> dict[str, Field]:
             raise SettingError(f"{cls.__name__}.{name} is not a field: annotate it as a ClassVar")
         if _is_taken(name):
             raise SettingError(
-                f"events have a {name} already: use another name, and field({name!r})"
+                f"events already have a {name}: use another name, and field({name!r})"
             )
         found[name] = value.named(name, annotation)
     for name in cls.FIELDS:  # type: ignore[attr-defined]
         if name in vars(cls) and name not in found:
             raise SettingError(
-                f"{cls.__name__}.{name} is a field of a base: declare it with field(), or use "
-                "another name"
+                f"{cls.__name__}.{name} is a field of a base class: declare it with field(), or "
+                "use another name"
             )
     return found
 
 
 def _is_taken(name: str) -> bool:
-    """Whether an event, or its JSON, has something else of this name."""
+    """Whether an event or its JSON object already uses this name."""
     return name in vars(Event) or name in ("event", "time")
 
 
@@ -342,7 +342,7 @@ Event._own = {"time_ns": vars(Event)["time_ns"].named("time_ns", "int")}
 
 
 def _open_end(record: Type) -> int | None:
-    """Where the array of no size begins that ends a struct, if one does."""
+    """The offset of the flexible array that ends a struct, if there is one."""
     members = record.members.values()
     end = max((at + found.size for at, found in members), default=0)
     return next((at for at, found in members if _has_no_size(found) and at >= end), None)
@@ -355,9 +355,9 @@ def _has_no_size(found: Type) -> bool:
 def _with_two_parts(
     unpack: Callable[[bytes, int], tuple[int, ...]], head_size: int | None
 ) -> Callable[[bytes, int], tuple[int, ...]]:
-    """`unpack` for tails of another number of parts: one length for all of them, and 0.
+    """Adapts `unpack` to a tail without exactly two parts: it returns the total length, and 0.
 
-    With a head_size the tail is whatever follows the head.
+    With a head_size the tail is everything that follows the head.
     """
 
     def unpack_two(batch: bytes, at: int) -> tuple[int, ...]:
@@ -370,22 +370,22 @@ def _with_two_parts(
 def make_decoder(
     events: Iterable[type[Event]], makers: Mapping[int, Callable[[bytes], Any]] | None = None
 ) -> Decoder:
-    """Makes events of records, or what `makers` makes of them, by the number of their kind."""
+    """A Decoder for these classes; `makers` has, by kind, functions to call instead of a class."""
     makers = makers or {}
     return Decoder({event.KIND: event._kind(makers.get(event.KIND)) for event in events})
 
 
-# ---- Classes that nobody wrote ----
+# ---- Classes made from BTF ----
 
 
 @lru_cache(maxsize=8)
 def event_classes(elf: bytes | None) -> tuple[type[Event], ...]:
     """A class for each kind of record of an object, made from its BTF, with its members as fields.
 
-    Arrays of char are text, up to their NUL; other arrays lists, inner structs dictionaries. A
-    struct that ends with an array of no size has the rest of the record there, as bytes. Left out
-    are bitfields and members whose names begin with "_"; a name that events have already gets a
-    "_" at its end. Such events cannot be pickled.
+    Arrays of char become text up to the NUL, arrays of unsigned char bytes, other arrays lists,
+    inner structs dictionaries. A flexible array at the end becomes the rest of the record, as
+    bytes. Bitfields and members whose names begin with "_" are left out; a name that events already
+    use gets a "_" appended. These events cannot be pickled.
     """
     return tuple(_made(elf, found) for found in types_of(elf).records().values())
 
@@ -398,7 +398,7 @@ def _made(elf: bytes | None, record: Type) -> type[Event]:
         is_tail = _has_no_size(found) and at == end
         if member == "header" or member.startswith("_") or found.kind == "other":
             continue
-        if _has_no_size(found) and not is_tail:  # marks a place
+        if _has_no_size(found) and not is_tail:  # it only marks an offset
             continue
         own = member
         while own in body or _is_taken(own):

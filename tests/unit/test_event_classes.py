@@ -217,7 +217,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "no such member": ("sample", {"size": field()}, "no member 'size', it has header, big"),
     "text of a number": ("sample", {"big": ("str", field())}, "big is a str, but big of struct"),
     "number of text": ("sample", {"name": ("int", field())}, r"name of struct sample is char\[9\]"),
-    "number of a struct": ("sample", {"point": ("int", field())}, "annotate it otherwise"),
+    "number of a struct": ("sample", {"point": ("int", field())}, "change the annotation"),
     "wrong order": (
         "sample",
         {"sum": field("small", "big", convert=total)},
@@ -228,7 +228,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         {"sum": field("big", "point", convert=total)},
         "only numbers and arrays of bytes",
     ),
-    "a name that is taken": ("sample", {"record": field()}, "events have a record already"),
+    "a name that is taken": ("sample", {"record": field()}, "events already have a record"),
     "a value": ("sample", {"big": 5}, "Bad.big is not a field"),
 }
 
