@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The Tracer that tools derive theirs from: open -> load -> attach, events until stop, close.
+"""The base class of every tool's Tracer: open -> load -> attach, events until stop, close.
 
 How an event reaches a callback, step by step:
 
-1. The BPF programs put a record into the ring buffer; the first one after we took all wakes us.
+1. A BPF program puts a record into the ring buffer. The first one after we emptied it wakes us.
 2. `shim_read` (C, without the GIL) waits for that, lets more records gather for most of the latency
    bound, and copies all of them into our buffer.
-3. `Decoder` makes events of the batch.
-4. `read()` returns them. For the callback and the iterator they wait in a queue, which plain Python
-   empties: an exception in a callback goes to the caller of `run()` or `poll()`, and the events
-   after it stay in the queue.
+3. `Decoder` turns the batch into events.
+4. `read()` returns them. The callback and the iterator take them from a queue, one by one. So an
+   exception in a callback goes to the caller of `run()` or `poll()`, and the events after it stay
+   in the queue.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Stats", "Tracer", "milliseconds", "whole_number"]
 
-_BATCH_SIZE = 256 * 1024  # bytes; some thousand events
-_MAX_MS = 2**63 // 10**6  # what fits into the kernel's ns
+_BATCH_SIZE = 256 * 1024  # bytes; a few thousand events
+_MAX_MS = 2**63 // 10**6  # so that ns fit into 63 bits
 _NOT_SUPPORTED = 524  # the kernel's ENOTSUPP, which errno.h lacks
-_FOREVER = 1e9  # seconds; some timeouts are too large for a float
-_MAX_WAIT = 86400  # seconds of one system call; longer waits are made of several
-_LOSS = lib.SHIM_LOSS  # looked up once, as the next line: each batch needs them
+_FOREVER = 1e9  # seconds; an int timeout may be too large for a float
+_MAX_WAIT = 86400  # seconds per system call; longer waits take several
+_LOSS = lib.SHIM_LOSS  # looked up once, like the next line, because each batch needs them
 _read = lib.shim_read
 
 
@@ -59,7 +59,7 @@ def _closed() -> StateError:
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
-    """Calls the function in the thread of the loop, unless that has ended."""
+    """Calls the function in the loop's thread, unless the loop is closed."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(function)
 
@@ -68,30 +68,31 @@ def _check_timeout(timeout: float | None) -> None:
     if timeout is None:
         return
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
-        raise SettingError(f"timeout must be None or seconds from 0 on, not {timeout!r}")
+        raise SettingError(f"timeout must be None or seconds, 0 or more, not {timeout!r}")
 
 
 def _milliseconds_until(end: float) -> int:
-    """How long to wait until a time of the monotonic clock, rounded up; at most one day."""
+    """Milliseconds until a time of the monotonic clock, rounded up; at most one day."""
     return max(0, math.ceil(min(end - time.monotonic(), _MAX_WAIT) * 1000))
 
 
 class Stats(NamedTuple):
-    """What was counted since the start; `produced == received + lost` once all was read."""
+    """Counters since the start; `produced == received + lost` once everything was read."""
 
     produced: int
-    """Events that the kernel had to send, after all filters."""
+    """Events that passed all filters, so that the kernel had to send them."""
     received: int
     """Events that were read from the ring buffer."""
     lost: int
     """Events that found the ring buffer full."""
     missed: int
-    """Events that the kernel itself may have left out, at most: `recursion_misses` in
-    `bpf_prog_info` of all programs."""
+    """How often the kernel skipped a program because it was already running on that CPU: at most
+    that many events are missing. The sum of `recursion_misses` in `bpf_prog_info` of all
+    programs."""
 
 
 def milliseconds(name: str, value: float) -> int:
-    """A time in milliseconds as ns; SettingError unless it is a number from 0 to 2**63 ns."""
+    """Converts milliseconds to ns; SettingError unless it is a number from 0 to 2**63 ns."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise SettingError(f"{name} must be a number of milliseconds, not {value!r}")
     if not (0 <= value <= _MAX_MS) or math.isnan(value):
@@ -100,7 +101,7 @@ def milliseconds(name: str, value: float) -> int:
 
 
 def whole_number(name: str, value: int, low: int, high: int) -> int:
-    """The value; SettingError unless it is a whole number from low to high."""
+    """Returns the value; SettingError unless it is a whole number from low to high."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise SettingError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
     return value
@@ -117,36 +118,36 @@ def _leave_to_parent() -> None:
         tracer._leave_to_parent()
 
 
-os.register_at_fork(after_in_child=_leave_to_parent)  # after that of skeletons, which close then
+os.register_at_fork(after_in_child=_leave_to_parent)  # after skeletons have closed
 
 
 class Tracer:
-    """Loads a tool's programs and gives out the events that they send.
+    """Loads a tool's programs and delivers the events that they send.
 
-    A tool derives its own from this and says: which object (`OBJECT`), what its records are
-    (`EVENTS`), what to set (`on_open`, `on_load`), where to attach (`attach`), and what else it
-    counts (`count`).
+    A tool derives its own Tracer, which defines the object (`OBJECT`), the event classes
+    (`EVENTS`), what to set (`on_open`, `on_load`), where to attach (`attach`) and what else to
+    count (`count`).
 
     Args:
         on_event: called with each event by `run()` and `poll()`. Leave it out to iterate.
         max_latency_ms: how long an event may wait for others, in ms, so that one wake-up and one
-            batch serve all of them. 0 wakes this program for each event. An event is late by what
-            this program needs to get to it on top, when it is busy with other things.
+            batch serve all of them. 0 wakes this program for each event. If this program is busy,
+            an event waits longer, until it is read.
         ring_size: bytes of the ring buffer; a power of two from 64 KiB to 1 GiB.
-        verbose: libbpf's debug messages go to stderr.
+        verbose: print libbpf's messages to stderr, with those for debugging.
 
-    Use it in a `with` or `async with` statement, or call `start()` and `close()`. One thread or
-    task at a time reads. `stop()`, `close()`, `stats` and `fileno()` may be used by any other
-    meanwhile, and by signal handlers.
+    Use it in a `with` or `async with` statement, or call `start()` and `close()`. Only one thread
+    or task may read at a time. Any other, and signal handlers, may use `stop()`, `close()`, `stats`
+    and `fileno()` meanwhile.
 
-    Raises SettingError (a ValueError) for values that make no sense.
+    Raises SettingError (a ValueError) for invalid values.
     """
 
     OBJECT: ClassVar[bytes | None] = None
-    """What is in the object file; None: the object that is linked into the extension."""
+    """Contents of the object file; None: the object that is linked into the extension."""
     EVENTS: ClassVar[tuple[type[Event], ...]] = ()
-    """The classes of its events, one for each kind of record. Left out, they are made from the BTF
-    of the object: see `event_classes`."""
+    """The event classes, one for each kind of record. If empty, they are made from the object's
+    BTF: see `event_classes`."""
 
     def __init__(
         self,
@@ -167,87 +168,88 @@ class Tracer:
         self._max_latency_ns = milliseconds("max_latency_ms", max_latency_ms)
         self._ring_size = ring_size
         self._verbose = bool(verbose)
-        self._pid = 0  # who started it
-        self._started = False  # and was done with it
-        self._missed = 0  # as of the last time that the kernel said it
+        self._pid = 0  # the process that started it
+        self._started = False  # start() has succeeded
+        self._missed = 0  # the last value that could be read
         self._queue: deque[Any] = deque()
         self._decoder = make_decoder(self.events())
         self._buffer = ffi.NULL
-        self._bytes: Any = b""  # the buffer, as something to slice
-        # How many batches were decoded, and events of the last one that were not given out yet: in
-        # one tuple, because a signal handler may raise between any two steps.
+        self._bytes: Any = b""  # the same buffer, for slicing
+        # The number of batches decoded, and the events of the last one that were not delivered yet.
+        # One tuple, because a signal handler may raise between any two steps.
         self._fetched: tuple[int, list[Any]] = 0, []
         self._signal_pipe = -1
-        self._polled = False  # somebody waits on fileno()
+        self._polled = False  # fileno() was called, so a caller may wait on it
         self._stopping = False  # stop() was called
-        self._detached = False  # so the programs were detached
-        self._ended = False  # and everything from before it was read
+        self._detached = False  # then the programs were detached
+        self._ended = False  # and all earlier events were read
         self._closing = False  # close() was called
-        self._closed = False  # and done
-        self._hooked = False  # signal.set_wakeup_fd() has our pipe
+        self._closed = False  # close() is done
+        self._hooked = False  # our pipe is Python's wakeup fd
         self._final_stats: Any = None
         # Held while reading. Reentrant, because a signal handler may interrupt the read and call
         # close(), which must not wait for it.
         self._read_lock = threading.RLock()
         self._reading = False
-        self._wake_task: Callable[[], object] | None = None  # of the asyncio task that waits
+        self._wake_task: Callable[[], object] | None = None  # wakes the waiting asyncio task
         _tracers.add(self)
 
-    # ---- What a tool says ----
+    # ---- What a tool overrides ----
 
     def on_open(self, skeleton: Skeleton) -> None:
-        """Sets variables, sizes of maps and which programs to load. Does nothing by itself."""
+        """Sets variables, sizes of maps and which programs to load. The default does nothing."""
 
     def on_refusal(self) -> bool:
-        """Whether to try again, when the kernel refused what was opened (EINVAL, ENOTSUPP).
+        """Called if the kernel refuses to load (EINVAL, ENOTSUPP); returns whether to try again.
 
-        For programs that some kernels do not take: note that, and return True; `on_open` is called
-        once more, with a new skeleton, and leaves them out. By itself it returns False.
+        A tool with programs that some kernels refuse notes the refusal and returns True. Then
+        `on_open` is called once more, with a new skeleton, and has to leave these programs out. The
+        default returns False.
         """
         return False
 
     def on_load(self, skeleton: Skeleton) -> None:
-        """Fills maps, before the programs are attached. Does nothing by itself."""
+        """Fills maps, before the programs are attached. The default does nothing."""
 
     def attach(self, skeleton: Skeleton) -> None:
-        """Attaches the programs; by itself each where its section says."""
+        """Attaches the programs; the default attaches each where its section says."""
         skeleton.attach()
 
     def count(self, skeleton: Skeleton, produced: int, received: int, lost: int) -> Any:
-        """What `stats` says; by itself a `Stats`."""
+        """Makes the value of `stats`; the default is a `Stats`."""
         self._missed = max(self._missed, sum(program.skipped or 0 for program in skeleton.progs))
         return Stats(produced, received, lost, self._missed)
 
     def closing_remarks(self, stats: Any) -> list[str]:  # noqa: ARG002
-        """What a command says at its end about `stats`, beside losses: one sentence each."""
+        """What a command prints about `stats` when it ends, besides losses: one sentence each."""
         return []
 
     def check_remark(self) -> str:
-        """What `--check` adds when tracing works, called while it does; "": nothing."""
+        """What `--check` adds if tracing works, or "". Called while the programs are attached."""
         return ""
 
     @classmethod
     def events(cls) -> tuple[type[Event], ...]:
-        """The classes of its events. Raises SettingError when EVENTS does not fit OBJECT."""
+        """The event classes. Raises SettingError if EVENTS does not fit OBJECT."""
         if not cls.EVENTS:
             return event_classes(cls.OBJECT)
         kinds = dict(types_of(cls.OBJECT).records())
         for event in cls.EVENTS:
             if event._source is None or event._source[0] != cls.OBJECT:
-                raise SettingError(f"EVENTS has {event.__name__}, which is not of OBJECT")
+                raise SettingError(f"EVENTS has {event.__name__}, which is of another object")
             kinds.pop(event.KIND, None)
         if kinds:
             names = ", ".join(kind.name for kind in kinds.values())
             raise SettingError(f"EVENTS lacks a class for {names}")
         return cls.EVENTS
 
-    # ---- Life: start, stop, close ----
+    # ---- Start, stop, close ----
 
     def start(self) -> Any:
         """Loads and attaches the BPF programs; from here on events are recorded. Returns self.
 
         Raises PrivilegeError (a PermissionError), UnsupportedKernelError (an OSError), LoadError (a
-        RuntimeError), SettingError for what only the kernel can check, or StateError when it was
+        RuntimeError), SettingError for what only the kernel can check, or StateError if it was
         started before.
         """
         if self._shim or self._final_stats or self._pid:
@@ -260,7 +262,7 @@ class Tracer:
             if self._closing and isinstance(error, StateError):  # closed by a signal handler
                 raise _closed() from None
             raise
-        if self._stopping:  # by a signal handler, meanwhile
+        if self._stopping:  # a signal handler called stop() meanwhile
             self.stop()
         return self
 
@@ -280,7 +282,7 @@ class Tracer:
         while True:
             tries += 1
             skeleton = Skeleton(self.OBJECT, verbose=self._verbose)
-            # From here on the shim may be passed to any function at any time.
+            # From here on every method may use the shim.
             self._skeleton, self._shim = skeleton, skeleton._shim
             skeleton.maps.rb.max_entries = self._ring_size
             skeleton.rodata.wakeup_bytes = self._ring_size // 4
@@ -298,8 +300,8 @@ class Tracer:
     def stop(self) -> None:
         """Ends tracing; may be called at any time, by any thread or signal handler.
 
-        A blocked read returns at once. The reader then detaches the programs and gives out what
-        was recorded until then; after that `run()` and iteration end, and `read()` returns [].
+        A blocked read returns at once. The reader then detaches the programs and delivers what was
+        recorded until then; after that `run()` and iteration end, and `read()` returns [].
         """
         self._stopping = True
         # A forked child must not wake its parent, which has the same descriptors.
@@ -307,10 +309,10 @@ class Tracer:
             lib.shim_wake(self._shim)
 
     def close(self) -> None:
-        """Detaches and frees everything; events not read are gone. May be called again.
+        """Detaches and frees everything; unread events are discarded. May be called again.
 
-        Another thread's blocked read, or the task that waits in asyncio, ends first. In a signal
-        handler that interrupts a read, the closing happens when that read returns.
+        A blocked read of another thread, or a waiting asyncio task, ends first. If a signal handler
+        calls this during a read, the Tracer is closed when that read returns.
         """
         self._closing = True
         self.stop()
@@ -319,9 +321,9 @@ class Tracer:
                 return
             try:
                 if self._shim and self._final_stats is None:
-                    with contextlib.suppress(StateError):  # a handler has closed it just now
+                    with contextlib.suppress(StateError):  # closed by a signal handler
                         self._final_stats = self.stats
-            finally:  # whatever a tool's count() does
+            finally:  # even if a tool's count() raises
                 self._free()
 
     def _free(self) -> None:
@@ -337,9 +339,9 @@ class Tracer:
             wake_task()
 
     def _leave_to_parent(self) -> None:
-        """In a child of fork(2), whose skeleton is closed.
+        """Resets a child of fork(2), where the skeleton is closed.
 
-        The threads that may have held the lock are not in this process.
+        The lock is a new one, because the thread that held it may not exist here.
         """
         self._read_lock = threading.RLock()
         self._reading = False
@@ -370,14 +372,14 @@ class Tracer:
     # ---- Events ----
 
     def read(self, timeout: float | None = None) -> list[Any]:
-        """The events that are there, in order; waits up to `timeout` seconds for the first.
+        """Returns the available events, in order; waits up to `timeout` seconds for the first.
 
         None waits without limit. An empty list means that none came in time, or that tracing ended.
-        After the first event more may gather before it returns, for at most `max_latency_ms` and
-        within `timeout`. In the main thread it runs signal handlers when they are due.
+        After the first event it lets more gather, for at most `max_latency_ms` and within
+        `timeout`. In the main thread it runs signal handlers while it waits.
 
-        Raises StateError when not started, closed, inherited through fork(2), or while another
-        thread, or the code that a signal handler interrupted, reads.
+        Raises StateError if the Tracer is not started, closed or inherited through fork(2), and
+        while another thread, or the code that a signal handler interrupted, is reading.
         """
         if self._queue:
             events = list(self._queue)
@@ -387,10 +389,9 @@ class Tracer:
         return self._take()
 
     def poll(self, timeout: float | None = None) -> int:
-        """Hands the events that are there to the callback; returns how many. Waits as `read()`.
+        """Passes the available events to the callback; returns how many. Waits like `read()`.
 
-        An exception of the callback comes out here; the events after that one stay for the next
-        call.
+        An exception of the callback ends the call; the events after that one stay for the next.
         """
         if self._on_event is None:
             raise StateError("poll() and run() need a callback: Tracer(on_event=...)")
@@ -404,7 +405,7 @@ class Tracer:
         return count
 
     def run(self) -> None:
-        """Hands every event to the callback until `stop()`. Exceptions as with `poll()`."""
+        """Passes every event to the callback until `stop()`. Exceptions as in `poll()`."""
         while not self._ended:
             self.poll()
 
@@ -424,7 +425,7 @@ class Tracer:
 
     async def __anext__(self) -> Any:
         while not self._queue:
-            if self._ended or self._closing:  # by a thread, which may not be done with it
+            if self._ended or self._closing:  # another thread may be closing it
                 raise StopAsyncIteration
             await self._readable()
             if not self._closing:
@@ -433,18 +434,18 @@ class Tracer:
         return self._next_queued()
 
     async def _readable(self) -> None:
-        import asyncio  # slow to import, and most have no use for it
+        import asyncio  # slow to import, and most programs do not need it
 
         if self._wake_task is not None:
             raise StateError("another task waits for the events of this Tracer")
         loop = asyncio.get_running_loop()
-        # A descriptor of our own: close() may close the Tracer's while the loop still knows it.
+        # A duplicate, because close() may close the original while the loop still watches it.
         fd = os.dup(self.fileno())
         ready = asyncio.Event()
         self._wake_task = lambda: _call_soon(loop, ready.set)
         try:
             loop.add_reader(fd, ready.set)
-            if not self._ended:  # close() may have missed the waiting task
+            if not self._ended:  # else close() was too early to wake this task
                 await ready.wait()
         finally:
             self._wake_task = None
@@ -455,18 +456,18 @@ class Tracer:
 
     @property
     def skeleton(self) -> Skeleton:
-        """The object that runs: its variables, maps and programs. Raises StateError as `read()`."""
+        """The loaded object's variables, maps and programs. Raises StateError like `read()`."""
         self._check_usable()
         if self._skeleton is None:
             raise _closed()
         return self._skeleton
 
     def fileno(self) -> int:
-        """A descriptor for select(2), poll(2) or epoll(7): readable when `read(0)` is worth it.
+        """A descriptor for select(2), poll(2) or epoll(7): when it is readable, call `read(0)`.
 
-        It belongs to the Tracer. It may be readable although there is nothing to read yet: from
-        the first call of `fileno()` on, `read(0)` lets events gather, and the descriptor becomes
-        readable again in time to keep `max_latency_ms`. Raises StateError as `read()`.
+        The Tracer owns it. It may be readable while there is nothing to read yet: from the first
+        call of `fileno()` on, `read(0)` lets events gather, and the descriptor becomes readable
+        again in time to keep `max_latency_ms`. Raises StateError like `read()`.
         """
         self._check_usable()
         self._polled = True
@@ -477,7 +478,7 @@ class Tracer:
 
     @property
     def stats(self) -> Any:
-        """What was counted since the start; after `close()`, until then.
+        """Counters since the start; after `close()` their final values.
 
         Raises StateError before the start.
         """
@@ -504,13 +505,16 @@ class Tracer:
             raise StateError("this Tracer was not started: use it in a with statement")
 
     def _next_queued(self) -> Any:
-        """Takes the first of the queue; without a call, after which a handler could raise."""
+        """Takes the first event of the queue.
+
+        It makes no call: a signal handler could run then and raise, and the event would be gone.
+        """
         event = self._queue[0]
         del self._queue[0]
         return event
 
     def _take(self) -> list[Any]:
-        """Takes what was fetched; without a call, too."""
+        """Takes what was fetched; makes no call either."""
         number, events = self._fetched
         self._fetched = number, []
         return events
@@ -518,7 +522,7 @@ class Tracer:
     def _fetch(self, timeout: float | None) -> None:
         """Fetches the next events from the ring; none on timeout, and when tracing has ended.
 
-        When a signal handler raises after that, they stay for the next call.
+        If a signal handler raises after that, they stay for the next call.
         """
         _check_timeout(timeout)
         lock = self._read_lock  # a fork gives the child a new one
@@ -548,12 +552,12 @@ class Tracer:
                 self.close()
 
     def _next_batch_or_signal(self, timeout: float | None) -> None:
-        """`_next_batch` for the main thread: leaves its wait to run Python's signal handlers."""
+        """`_next_batch` for the main thread: interrupts its wait to run signal handlers."""
         before = -1
         try:
             try:
                 before = self._hook_signals()
-            except ValueError:  # `threading` was imported elsewhere first, and takes that for main
+            except ValueError:  # `threading` takes its first importer for the main thread
                 self._hooked = False
             self._next_batch(timeout, before)
         finally:
@@ -561,7 +565,7 @@ class Tracer:
                 self._unhook_signals(before)
 
     def _unhook_signals(self, before: int) -> None:
-        """Puts back the fd of before, unless it is gone or a handler has set another one."""
+        """Restores the previous fd, unless it was closed or a handler has set another one."""
         try:
             replaced = signal.set_wakeup_fd(before)
         except (OSError, ValueError):  # it was closed
@@ -570,15 +574,14 @@ class Tracer:
         if replaced != self._signal_pipe:
             with contextlib.suppress(OSError, ValueError):
                 signal.set_wakeup_fd(replaced)
-        elif before != -1:  # a handler that raised has left its byte to us
+        elif before != -1:  # a handler that raised left its signal's byte in our pipe
             self._take_signals(before)
 
     def _batches(self, kinds: Mapping[int, Callable[[bytes], Any]]) -> Iterator[list[Any]]:
-        """What `kinds` make of the records (see `Decoder`), batch by batch, until the end.
+        """Yields what `kinds` make of the records (see `Decoder`), batch by batch, until the end.
 
-        For the main thread of a process of its own: there nobody else reads or sets a wakeup fd, so
-        this does without what `read()` makes sure of each time, and what all of that costs when
-        caches are cold.
+        Only for the main thread of a command, where nothing else reads or sets a wakeup fd: this
+        omits the checks that `read()` makes each time, because they are slow when caches are cold.
         """
         for event in self.events():
             if event.KIND not in kinds:
@@ -589,31 +592,31 @@ class Tracer:
             yield lines
 
     def _watch_output(self, fd: int) -> None:
-        """Ends `_batches` with NoReaderError, even while idle, once nobody reads `fd`."""
+        """Makes `_batches` raise NoReaderError, even while idle, once `fd` has no reader."""
         code = lib.shim_watch_output(self._shim, fd)
         if code < 0:
             raise OSError(-code, f"cannot watch the output: {os.strerror(-code)}")
 
     def _hook_signals(self) -> int:
-        """Lets signals end the wait of `shim_read`; returns whose wakeup fd was set before, or -1.
+        """Lets signals end the wait of `shim_read`; returns the previous wakeup fd, or -1.
 
-        When a signal comes, in whatever thread, Python's C handler sets a flag and then writes to
-        the wakeup fd. The interpreter looks at the flag after each call that it makes. So the
-        Python handler of a signal that comes before `set_wakeup_fd` has returned runs then, and any
-        later signal puts a byte into our pipe, with which `shim_read` cannot fall asleep. The
-        pipe is emptied only between two calls of `shim_read`. So no moment is left out, as long as
-        no handler sets a wakeup fd of its own.
+        When a signal arrives, in any thread, Python's C handler sets a flag and then writes to the
+        wakeup fd. The interpreter checks the flag after each call that it makes. So if a signal
+        arrives before `set_wakeup_fd` returns, its Python handler runs then. Any later signal puts
+        a byte into our pipe, and `shim_read` does not sleep while a byte is there. The pipe is
+        emptied only between two calls of `shim_read`. So no signal is missed, unless a handler sets
+        a wakeup fd of its own.
         """
-        self._hooked = True  # before it is: then close() undoes it, whatever happens here
+        self._hooked = True  # before it is true, so that close() undoes it whatever happens here
         before = signal.set_wakeup_fd(self._signal_pipe, warn_on_full_buffer=False)
         return before if before != self._signal_pipe else -1
 
     def _take_signals(self, forward_to: int) -> None:
-        """Empties the pipe, for the benefit of whoever had set a wakeup fd before us."""
+        """Empties the pipe; forwards its bytes to the previous wakeup fd, if there was one."""
         numbers = ffi.new("char[]", 256)
         while (count := lib.shim_take_signals(self._shim, numbers, 256)) > 0:
             if forward_to != -1:
-                with contextlib.suppress(OSError):  # full or closed: Python's handler goes on too
+                with contextlib.suppress(OSError):  # full or closed, as Python does
                     os.write(forward_to, ffi.buffer(numbers, count))
 
     def _next_batch(self, timeout: float | None, forward_to: int = -1) -> list[Any]:
@@ -638,7 +641,7 @@ class Tracer:
                 raise NoReaderError
             if code == -EBADMSG:
                 raise RecordError(
-                    f"the ring has something that is no record of at most {lib.MAX_RECORD} bytes"
+                    f"the ring has something other than a record of at most {lib.MAX_RECORD} bytes"
                 )
             if code < 0:
                 raise OSError(-code, f"cannot read the ring buffer: {os.strerror(-code)}")
@@ -647,7 +650,7 @@ class Tracer:
                 return []
 
     def _decode(self, code: int, number: int) -> list[Any]:
-        """The events of the batch that `shim_read` returned, and the loss that none tells of."""
+        """The events of the batch that `shim_read` returned, and a loss that no record carries."""
         decoder, loss = self._decoder, code & _LOSS
         told = decoder.lost
         try:
@@ -656,9 +659,9 @@ class Tracer:
                 events.append(decoder.loss(lib.shim_lost(self._shim)))
             self._fetched = number, events
         except RecordError:
-            self._fetched = number, []  # or every read from now on would find it
+            self._fetched = number, []  # else every later read would find it
             raise
-        except BaseException:  # of a signal handler: the batch will be decoded again
+        except BaseException:  # from a signal handler: the batch will be decoded again
             decoder.lost = told
             raise
         return events

@@ -547,5 +547,5 @@ def test_events_must_belong_to_the_object() -> None:
 
     with pytest.raises(SettingError, match="EVENTS lacks a class for struct parts, struct odd"):
         Incomplete()
-    with pytest.raises(SettingError, match="EVENTS has ExitEvent, which is not of OBJECT"):
+    with pytest.raises(SettingError, match="EVENTS has ExitEvent, which is of another object"):
         Strange()
