@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""An object with BPF programs, by the names that are in it: open, then load, then attach.
+"""A BPF object: its variables, maps and programs by name; open, then load, then attach.
 
     skeleton = Skeleton(Path("mytool.bpf.o").read_bytes())     # open
     skeleton.rodata.port = 443
@@ -10,8 +10,8 @@
     print(skeleton.bss.lost)
     skeleton.close()
 
-What variables there are, their sizes and types come from the object's own BTF. A name that is not
-in the object, a value that does not fit, and a step out of order are errors that say what there is.
+Names, sizes and types of variables come from the object's own BTF. An unknown name is an error that
+lists the known ones. A value that does not fit and a step out of order are errors, too.
 """
 
 from __future__ import annotations
@@ -55,15 +55,16 @@ def linked_object() -> Any:
 def types_of(elf: bytes | None) -> Btf:
     """The types of an object file, or of the object that is linked in (None).
 
-    Raises ObjectError for a file that is no BPF object, or that has no BTF.
+    Raises ObjectError if the file is not a BPF object or has no BTF.
     """
     return Btf.of_object(linked_object() if elf is None else elf)
 
 
 class _Handle:
-    """What a skeleton shares with its parts, so that none of them has a reference to it.
+    """What a skeleton shares with its maps, programs and variables.
 
-    With one, a skeleton that nobody closed would wait for the garbage collector.
+    They must not refer to the skeleton: in a reference cycle, one that nobody closed would stay
+    until the garbage collector runs.
     """
 
     __slots__ = ("loaded", "sections", "shim", "types")
@@ -75,40 +76,40 @@ class _Handle:
         self.sections: dict[str, dict[str, tuple[int, Type]]] = {}
 
     def check(self, code: int) -> int:
-        """What a function of the shim returned, unless it was refused."""
+        """Returns the code of a shim function; StateError if the skeleton was closed."""
         if code == -ESHUTDOWN:
             raise StateError("this skeleton was closed: make a new one")
         return code
 
     def check_setting(self, code: int, what: str) -> None:
-        """The same of what sets something before load."""
+        """Checks the code of a function that sets something before load."""
         self.check(code)
         if code < 0 and self.loaded:
-            raise StateError(f"{what} can be set before load() only")
+            raise StateError(f"{what} can only be set before load()")
         if code < 0:
             raise SettingError(f"{what} cannot be set: {os.strerror(-code)}")
 
     def check_start(self, code: int, step: str) -> None:
-        """The same of a step of starting."""
+        """Checks the code of a step of starting."""
         self.check(code)
         if code < 0:
             raise start_error(-code, step, self.log)
 
     @property
     def log(self) -> str:
-        """All that libbpf and the kernel's verifier said."""
+        """All messages of libbpf and the kernel's verifier."""
         return ffi.string(lib.shim_log(self.shim)).decode(errors="replace")
 
 
 class Names:
-    """The maps, or the programs, of an object, as attributes; iterates over them."""
+    """The maps or the programs of an object, as attributes; iteration yields them."""
 
     def __init__(self, what: str, parts: dict[str, Any]) -> None:
         self._what = what
         self._parts = parts
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # asked by copy and pickle, before there is anything
+        if name.startswith("_"):  # copy and pickle ask before __init__ has run
             raise AttributeError(name)
         try:
             return self._parts[name]
@@ -117,7 +118,7 @@ class Names:
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_"):
-            raise StateError(f"set what the {self._what} {name} has, such as {self._what}.autoload")
+            raise StateError(f"the {self._what} {name} cannot be replaced: set its attributes")
         super().__setattr__(name, value)
 
     def __iter__(self) -> Iterator[Any]:
@@ -139,8 +140,8 @@ def _unknown(what: str, name: str, there_are: Any) -> UnknownNameError:
 class Variables:
     """The global variables of a section, as attributes.
 
-    `const volatile` ones (rodata) are for the programs to read: set them before load, for the
-    verifier takes them for constants. The others can be read and set at any time.
+    `const volatile` ones (rodata) can be set only before load, because the verifier treats them as
+    constants. The others can be read and set at any time.
     """
 
     def __init__(self, handle: _Handle, section: str) -> None:
@@ -156,13 +157,13 @@ class Variables:
             raise _unknown(f"variable in {self._section}", name, self._known) from None
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # asked by copy and pickle, before there is anything
+        if name.startswith("_"):  # copy and pickle ask before __init__ has run
             raise AttributeError(name)
         offset, kind = self._find(name)
         value = ffi.new("char[]", kind.size)
         where = (self._section.encode(), offset, value, kind.size)
         if self._handle.check(lib.shim_get(self._handle.shim, *where)) < 0:
-            raise StateError(f"{name} cannot be read: {self._section} is no section of variables")
+            raise StateError(f"{name} cannot be read: {self._section} has no variables in memory")
         return kind.decode(ffi.buffer(value)[:])
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -179,11 +180,11 @@ class Variables:
 
 
 class Map:
-    """A map: what is set of it before load, and its entries after.
+    """A map: its settings before load, its entries after.
 
-    Entries are read and written as those of a dict, keys and values as the types that the object
-    gives them (numbers, bytes for arrays of char, lists, dicts for structs). A per-CPU map has a
-    list of values for each key, one for each possible CPU.
+    Entries are read and written like those of a dict. Keys and values have the types that the
+    object declares (numbers, bytes for arrays of char, lists, dicts for structs). A per-CPU map has
+    for each key a list of values, one for each possible CPU.
     """
 
     def __init__(self, handle: _Handle, name: str) -> None:
@@ -199,13 +200,13 @@ class Map:
 
     @property
     def type(self) -> int:
-        """Its kind: enum bpf_map_type of linux/bpf.h."""
+        """A value of enum bpf_map_type in linux/bpf.h."""
         kind: int = self._about().type
         return kind
 
     @property
     def max_entries(self) -> int:
-        """How many entries it can have; bytes of a ring buffer. Set before load."""
+        """The most entries that it can have; for a ring buffer, bytes. Set it before load."""
         count: int = self._about().max_entries
         return count
 
@@ -220,14 +221,14 @@ class Map:
         self._handle.check_setting(code, f"{self.name}.max_entries")
 
     def set_autocreate(self, on: bool) -> None:
-        """Whether load makes the map, which programs that use it need. Before load."""
+        """Whether load creates the map; programs that use it need it. Call this before load."""
         code = lib.shim_set_autocreate(self._handle.shim, self._key, bool(on))
         self._handle.check_setting(code, f"{self.name}.set_autocreate()")
 
     # ---- Entries ----
 
     def _types(self) -> tuple[Any, Type, Type]:
-        """What it is, and the types of keys and values; known for good once it is loaded."""
+        """The map's description and the types of keys and values, which load makes final."""
         if not self._handle.loaded:
             raise StateError(f"the map {self.name} has no entries before load()")
         if self._forms is None:
@@ -237,12 +238,12 @@ class Map:
                 types.plain_type(about.value_type, about.value_size),
             )
             if [form.size for form in forms] != [about.key_size, about.value_size]:
-                raise ObjectError(f"the types of the map {self.name} do not have its sizes")
+                raise ObjectError(f"the map {self.name} has sizes other than those of its types")
             self._forms = (about, *forms)
         return self._forms
 
     def _failed(self, code: int, key: object) -> Exception:
-        """The error for what a function of the shim returned."""
+        """The error for the code of a shim function."""
         self._handle.check(code)
         if code == -ENODEV:
             return StateError(f"the map {self.name} was not created")
@@ -300,7 +301,7 @@ class Map:
         return True
 
     def __iter__(self) -> Iterator[Any]:
-        """Its keys, as long as nobody deletes entries meanwhile; then some may come twice."""
+        """Its keys. If entries are deleted meanwhile, some keys may come twice."""
         about, key_type, _ = self._types()
         size = about.key_size
         before, key = ffi.NULL, ffi.new("char[]", size)
@@ -314,7 +315,7 @@ class Map:
             yield key_type.decode(ffi.buffer(key)[:])
 
     def items(self) -> Iterator[tuple[Any, Any]]:
-        """Keys and values; without entries that vanish meanwhile."""
+        """Keys and values, without entries that are deleted meanwhile."""
         for key in self:
             with suppress(KeyError):
                 yield key, self[key]
@@ -337,7 +338,7 @@ class Program:
 
     @property
     def autoload(self) -> bool:
-        """Whether load loads it, and attach attaches it where its section says. Set before load."""
+        """Whether load loads it, and attach attaches it. Set it before load."""
         return bool(self._handle.check(lib.shim_autoload(self._handle.shim, self._key)))
 
     @autoload.setter
@@ -347,16 +348,16 @@ class Program:
 
     @property
     def skipped(self) -> int | None:
-        """How often the kernel left it out, for it was running on that CPU already.
+        """How often the kernel skipped it, because it was already running on that CPU.
 
-        `recursion_misses` of bpf_prog_info. None where it is not loaded or may not be asked.
+        `recursion_misses` of bpf_prog_info; None if it is not loaded or the query fails.
         """
         count: int = lib.shim_skipped(self._handle.shim, self._key)
         return count if count >= 0 else None
 
     def attach_xdp(self, interface: str) -> None:
-        """Attaches it to a network interface; raises SettingError when there is none."""
-        import socket  # few need it, and it takes 3 ms
+        """Attaches it to a network interface. Raises SettingError if there is no such interface."""
+        import socket  # few programs need it, and it takes 3 ms
 
         try:
             index = socket.if_nametoindex(interface)
@@ -365,7 +366,10 @@ class Program:
         self._attach(lib.SHIM_XDP, index, interface)
 
     def attach_cgroup(self, path: str | os.PathLike[str]) -> None:
-        """Attaches it to a cgroup, by its directory (v2); raises SettingError when it is none."""
+        """Attaches it to a cgroup (v2), by its directory.
+
+        Raises SettingError if that cannot be opened, LoadError if the kernel refuses it.
+        """
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
@@ -378,10 +382,10 @@ class Program:
 
     def _attach(self, place: int, target: int, name: str) -> None:
         if not self._handle.loaded:
-            raise StateError(f"{self.name} can be attached after load()")
+            raise StateError(f"{self.name} can only be attached after load()")
         code = lib.shim_attach_program(self._handle.shim, self._key, place, target)
         if code == -EALREADY:
-            raise StateError(f"{self.name} is attached already")
+            raise StateError(f"{self.name} is already attached")
         self._handle.check(code)
         if code < 0:
             raise LoadError(
@@ -396,7 +400,7 @@ _skeletons: weakref.WeakSet[Skeleton] = weakref.WeakSet()
 
 
 def _leave_to_parent() -> None:
-    """In a child of fork(2), which has the parent's descriptors: closes them."""
+    """Closes, in a child of fork(2), the descriptors that it got from its parent."""
     lib.shim_after_fork(True)
     for skeleton in list(_skeletons):
         lib.shim_close_in_child(skeleton._shim)
@@ -410,22 +414,22 @@ os.register_at_fork(
 
 
 class Skeleton:
-    """An open object.
+    """An open BPF object.
 
     Args:
-        elf: what is in the object file; None: the object that is linked into the extension.
-        verbose: libbpf's debug messages go to stderr.
+        elf: contents of the object file; None: the object that is linked into the extension.
+        verbose: print libbpf's messages to stderr, with those for debugging.
 
-    Raises ObjectError for a file that is none, or that has no BTF. The file must be from somebody
-    you trust: it becomes a part of the kernel, and libbpf can crash on one that is damaged.
+    Raises ObjectError if the file is not a BPF object or has no BTF. Open only files that you
+    trust: their programs run in the kernel, and libbpf can crash on a damaged one.
 
-    No two threads may use a skeleton at the same time, except for reading variables, entries and
-    what is `skipped`. A child of fork(2) has a closed one.
+    Only one thread at a time may use a skeleton, except to read variables, map entries and
+    `skipped`. In a child of fork(2) it is closed.
     """
 
     def __init__(self, elf: bytes | None = None, *, verbose: bool = False) -> None:
         types = types_of(elf)
-        # It may be passed to any function at any time; the last reference frees it.
+        # Every function accepts it, even after close(); the last reference frees it.
         self._shim = ffi.gc(lib.shim_new(), lib.shim_free)
         if not self._shim:
             raise MemoryError
@@ -450,40 +454,40 @@ class Skeleton:
 
     @property
     def rodata(self) -> Variables:
-        """The variables that are `const volatile`."""
+        """The `const volatile` variables."""
         return Variables(self._handle, ".rodata")
 
     @property
     def bss(self) -> Variables:
-        """The variables that begin as 0."""
+        """The variables whose initial value is 0."""
         return Variables(self._handle, ".bss")
 
     @property
     def data(self) -> Variables:
-        """The variables that begin as something else."""
+        """The variables with another initial value."""
         return Variables(self._handle, ".data")
 
     @property
     def log(self) -> str:
-        """All that libbpf and the kernel's verifier said (str)."""
+        """All messages of libbpf and the kernel's verifier (str)."""
         return self._handle.log
 
     # ---- Steps ----
 
     def load(self, max_latency_ns: int = 0) -> None:
-        """Makes the maps and has the verifier check the programs.
+        """Creates the maps and has the verifier check the programs.
 
         Args:
             max_latency_ns: how long a record of the ring may wait for others.
 
-        Raises PrivilegeError, UnsupportedKernelError or LoadError; StateError when it was loaded.
+        Raises PrivilegeError, UnsupportedKernelError or LoadError; StateError if it was loaded.
         """
         if self._handle.loaded:
             raise StateError("this skeleton was loaded before: make a new one")
         self._handle.check_start(self._try_to_load(max_latency_ns), "load")
 
     def _try_to_load(self, max_latency_ns: int) -> int:
-        """As `load()`, but returns what the shim does."""
+        """Like `load()`, but returns the shim's code."""
         if not 0 <= max_latency_ns <= _MAX_NS:
             raise SettingError(
                 f"max_latency_ns must be from 0 to {_MAX_NS}, not {max_latency_ns!r}"
@@ -491,20 +495,20 @@ class Skeleton:
         code: int = lib.shim_load(self._shim, max_latency_ns)
         if code == -ENOKEY:
             raise LoadError(
-                'the map "rb" lacks the variables of ring.bpf.h: include that, or give it another '
-                "name"
+                'the object has a map "rb", but lacks the variables of ring.bpf.h: include that '
+                "file, or rename the map"
             )
         self._handle.loaded = code == 0
         return code
 
     def attach(self) -> None:
-        """Attaches each program that was loaded where its section says. Raises as `load()`."""
+        """Attaches each loaded program where its section says. Raises the errors of `load()`."""
         if not self._handle.loaded:
             raise StateError("load() comes before attach()")
         self._handle.check_start(lib.shim_attach(self._shim), "attach")
 
     def detach(self) -> None:
-        """Detaches all programs; returns when none runs any more."""
+        """Detaches all programs; returns when none of them is running any more."""
         self._handle.check(lib.shim_detach(self._shim))
 
     def close(self) -> None:

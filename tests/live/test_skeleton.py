@@ -166,7 +166,7 @@ def test_a_program_attaches_to_an_interface(skeleton: Skeleton) -> None:
     with pytest.raises(SettingError, match="no network interface 'nothing'"):
         program.attach_xdp("nothing")
     program.attach_xdp("lo")
-    with pytest.raises(StateError, match="attached already"):
+    with pytest.raises(StateError, match="already attached"):
         program.attach_xdp("lo")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
