@@ -5,8 +5,8 @@
     offset, kind = types.variables(".rodata")["min_size"]
     data[offset : offset + kind.size] = kind.encode(4096, "min_size")
 
-The format is described in the kernel's Documentation/bpf/btf.rst. A command's start waits for this
-module, so reading BTF only builds an index; a `Type` is made when it is asked for.
+The format is described in the kernel's Documentation/bpf/btf.rst. Every start of a command reads
+BTF, so that only builds an index; a `Type` is made when it is first used.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ORDERS = {1: "little", 2: "big"}
 def _find_section(elf: bytes, name: str) -> bytes | None:
     """A section's contents, empty for .bss; None when there is no such section."""
     if elf[:4] != b"\x7fELF":
-        raise ObjectError("not an object file: it does not begin as ELF files do")
+        raise ObjectError("not an object file: it is not in ELF format")
     if len(elf) < _ELF_HEADER.size:
         raise ObjectError(f"the object file is truncated: it has {len(elf)} bytes")
     _, bits, data, kind, machine, table, entry, count, names = _ELF_HEADER.unpack_from(elf)
@@ -77,9 +77,9 @@ def section(elf: bytes, name: str) -> bytes:
 
 
 def _relocated_btf(elf: bytes) -> bytes:
-    """The BTF with the offsets of variables.
+    """The BTF with the offsets of variables filled in.
 
-    Clang leaves those to relocations; `bpftool gen object` writes them and leaves none.
+    Clang leaves them to relocations; `bpftool gen object` applies these and removes them.
     """
     btf = bytearray(section(elf, ".BTF"))
     relocations = _find_section(elf, ".rel.BTF") or b""
@@ -96,7 +96,7 @@ def _relocated_btf(elf: bytes) -> bytes:
 
 # ---- Types and values ----
 
-# For the struct module, by size.
+# Codes of the struct module, by size.
 _SIGNED = {1: "b", 2: "h", 4: "i", 8: "q"}
 _UNSIGNED = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _FLOATS = {4: "f", 8: "d"}
@@ -105,36 +105,36 @@ _STRUCTS = ("struct", "union")
 
 
 class Type:
-    """A C type, and values of it as bytes. Typedefs, const and the like are resolved."""
+    """A C type, which encodes and decodes its values. Typedefs and qualifiers are resolved."""
 
     __slots__ = ("_weight", "code", "count", "element", "kind", "members", "name", "size")
 
     def __init__(self, kind: str, name: str, size: int, code: str = "") -> None:
         self.kind = kind
-        """"int", "bool", "float", "enum", "pointer", "array", "struct", "union"; or "other", of
-        which there are no values here: bitfields, functions, integers of 16 bytes."""
+        """"int", "bool", "float", "enum", "pointer", "array", "struct", "union"; or "other" for
+        types without values here: bitfields, functions, integers of 16 bytes."""
         self.name = name
         """As in C, such as "unsigned int", "struct filters" or "char[16]"."""
         self.size = size
-        """Bytes."""
+        """Size in bytes."""
         self.code = code
-        """For the struct module: "I" and the like for numbers, "16s" for arrays of bytes, else
+        """Code of the struct module: "I" and the like for numbers, "16s" for arrays of bytes, else
         empty."""
         self.element: Type | None = None
-        """Of an array."""
+        """The type of an array's elements."""
         self.count = 0
-        """How many elements an array has."""
+        """The number of an array's elements."""
         self.members: dict[str, tuple[int, Type]] = {}
-        """Offset and type of a struct's members, those of anonymous inner structs included."""
+        """Offset and type of a struct's members, including those of anonymous inner structs."""
         self._weight = 1  # how many types this one is made of
 
     def __repr__(self) -> str:
         return f"<{self.name}, {self.size} bytes>"
 
     def member(self, path: str) -> tuple[int, Type]:
-        """Offset and type of what a path such as "process.pid" or "pid[3]" leads to.
+        """Offset and type of the member at a path such as "process.pid" or "pid[3]".
 
-        Raises SettingError when there is no such member.
+        Raises SettingError if there is no such member.
         """
         at, found = 0, self
         for step in path.replace("[", ".[").lstrip(".").split("."):
@@ -155,7 +155,7 @@ class Type:
 
     def _no_member(self, key: object, owner: str) -> SettingError:
         known = ", ".join(self.members) or (f"{self.count} elements" if self.element else "none")
-        return SettingError(f"{owner} has no member {_shown(key)}, it has {known}")
+        return SettingError(f"{owner} has no member {_shown(key)}; it has {known}")
 
     def _refusal(self) -> SettingError:
         return SettingError(
@@ -163,13 +163,13 @@ class Type:
         )
 
     def encode(self, value: object, name: str = "") -> bytes:
-        """The bytes of a value; `name` is what errors call it.
+        """The bytes of a value; errors call it `name`.
 
         Takes integers and bools for numbers, str or bytes for arrays of bytes, sequences for
-        arrays, mappings for structs and unions; what these leave out is zero. Text that fills its
-        array has no final NUL. Where members of a union overlap, the last one given counts.
+        arrays, mappings for structs and unions; missing members and elements are zero. Text that
+        fills its array has no final NUL. If members of a union overlap, the last one given counts.
 
-        Raises SettingError for what does not fit.
+        Raises SettingError if the value does not fit.
         """
         buffer = bytearray(self.size)
         self._write(buffer, 0, value, name or self.name)
@@ -195,7 +195,7 @@ class Type:
             struct.pack_into(f"={self.code}", buffer, at, self._number(value, name))
 
     def _items(self, value: object, name: str) -> bytes | list[object]:
-        """What is to be in an array: at most `count` elements."""
+        """The elements to write to an array: at most `count`."""
         items: bytes | list[object]
         if self.code and isinstance(value, (str, bytes, bytearray)):
             items = fsencode(value) if isinstance(value, str) else bytes(value)
@@ -231,7 +231,7 @@ class Type:
     def decode(self, data: bytes) -> Any:
         """The value that `data` begins with: int, bool, float, bytes, list or dict.
 
-        Raises RecordError when there are fewer bytes than the type has.
+        Raises RecordError if `data` is shorter than the type.
         """
         if len(data) < self.size:
             raise RecordError(f"{self.name} has {self.size} bytes, but only {len(data)} are there")
@@ -255,7 +255,7 @@ class Type:
 def _shown(value: object) -> str:
     try:
         return f"{value!r:.80}"
-    except ValueError:  # Python refuses to write a number of more than 4300 digits
+    except ValueError:  # Python refuses to print a number of more than 4300 digits
         return f"a huge {type(value).__name__}"
 
 
@@ -267,7 +267,7 @@ def layout(record: Type, *paths: str) -> struct.Struct:
         if not member.code:
             raise SettingError(f"{path} of {record.name} is {member.name}, not a single value")
         if offset < position:
-            raise SettingError(f"{path} of {record.name} comes before those named before it")
+            raise SettingError(f"{path} of {record.name} is out of the struct's order")
         form += f"{offset - position}x{member.code}"
         position = offset + member.size
     return struct.Struct(form)
@@ -281,14 +281,14 @@ _MAGIC, _SWAPPED_MAGIC = 0xEB9F, 0x9FEB
     _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT,
     _FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT, _DECL_TAG, _TYPE_TAG, _ENUM64,
 ) = range(1, 20)  # fmt: skip
-# How many words follow the first three of a type: in all, and for each of its members.
+# How many words follow the first three of a type, by kind: once, and for each of its members.
 _FIXED = (0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0)
 _EACH = (0, 0, 0, 0, 3, 3, 2, 0, 0, 0, 0, 0, 0, 2, 0, 3, 0, 0, 0, 3)
 _MODIFIERS = frozenset({_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG})
-_IS_SIGNED, _IS_BOOL = 1, 4  # of an integer's encoding
+_IS_SIGNED, _IS_BOOL = 1, 4  # flags of an integer's encoding
 
-# No real object comes near these limits. They end the reading of damaged BTF, and soon.
-_MAX_DEPTH = 64  # types within types; what contains itself meets it, too
+# No real object comes near these limits. With them, reading damaged BTF fails soon.
+_MAX_DEPTH = 64  # types within types; a type that contains itself exceeds it, too
 _MAX_SIZE = 1 << 30  # bytes of one type
 _MAX_WEIGHT = 1 << 16  # types that one type is made of
 
@@ -296,7 +296,7 @@ _MAX_WEIGHT = 1 << 16  # types that one type is made of
 class Btf:
     """The types and variables of one object.
 
-    Raises ObjectError for bytes that are not valid BTF, here or when a type is asked for.
+    Raises ObjectError if the bytes are not valid BTF, here or when a type is read.
     """
 
     def __init__(self, raw: bytes) -> None:
@@ -309,13 +309,13 @@ class Btf:
                 f"the BTF is not for {sys.byteorder}-endian machines such as this one"
             )
         if magic != _MAGIC or version != 1:
-            raise ObjectError("not BTF, or of a version that is not known here")
+            raise ObjectError("not BTF, or of an unknown version")
         if size % 4 or start + max(types + size, names + names_size) > len(raw):
             raise ObjectError(f"the BTF is truncated: it has {len(raw)} bytes")
         self._strings = raw[start + names : start + names + names_size]
         self._words = memoryview(raw)[start + types : start + types + size].cast("I")
-        self._starts = [0]  # the first word of each type, by its id; 0 is void
-        self._ids: list[list[int]] = [[] for _ in _FIXED]  # of the types, by kind
+        self._starts = [0]  # index of the first word of each type, by its id; 0 is void
+        self._ids: list[list[int]] = [[] for _ in _FIXED]  # ids of types, by kind
         self._types: dict[int, Type] = {0: Type("other", "void", 0)}
         self._records: dict[int, Type] | None = None
         self._depth = 0
@@ -327,9 +327,9 @@ class Btf:
         return cls(_relocated_btf(elf))
 
     def struct(self, name: str) -> Type:
-        """The struct or union of this name, or that a typedef of this name stands for.
+        """The struct or union of this name, or the one that a typedef of this name stands for.
 
-        Raises SettingError when the object has none.
+        Raises SettingError if the object has none.
         """
         for kind in (_STRUCT, _UNION, _TYPEDEF):
             for type_id in self._named(kind, name):
@@ -338,7 +338,7 @@ class Btf:
                     return found
         known = ", ".join(self._names(_STRUCT) + self._names(_UNION)) or "none"
         raise SettingError(
-            f"the object has no struct {name!r}, it has {known}. Clang leaves out what no program "
+            f"the object has no struct {name!r}; it has {known}. Clang drops types that no program "
             f"and no global variable uses: add `const struct {name} *unused_{name} "
             "__attribute__((unused));` to the BPF source"
         )
@@ -348,7 +348,7 @@ class Btf:
         return self._names(_DATASEC)
 
     def variables(self, section: str) -> dict[str, tuple[int, Type]]:
-        """Offset and type of each variable of a section; nothing when there is no such section."""
+        """Offset and type of each variable of a section; empty if there is no such section."""
         found = {}
         for section_id in self._named(_DATASEC, section):
             _, _, count, _, end = self._head(section_id)  # clang leaves the size of a section 0
@@ -363,9 +363,9 @@ class Btf:
         return found
 
     def records(self) -> dict[int, Type]:
-        """The structs of records by the numbers of their kinds, as RECORD() in ring.bpf.h says.
+        """The structs of records, by the numbers that RECORD() in ring.bpf.h gives them.
 
-        Raises ObjectError when two have the same number.
+        Raises ObjectError if two have the same number.
         """
         if self._records is not None:
             return self._records
@@ -386,9 +386,9 @@ class Btf:
         return self._records
 
     def constant(self, name: str) -> int:
-        """The value of an enumerator. Raises SettingError when the object has none of this name.
+        """The value of a 32-bit enumerator, taken as signed because clang before 15 does not say.
 
-        One that takes 32 bits is signed (struct btf_enum), because clang before 15 does not tell.
+        Raises SettingError if the object has none of this name.
         """
         for type_id in self._ids[_ENUM]:
             _, _, count, _, _ = self._head(type_id)
@@ -398,7 +398,7 @@ class Btf:
                 if self._name(name_at) == name:
                     return value - (value >> 31 << 32)
         raise SettingError(
-            f"the object has no enumerator {name!r} of 32 bits. Clang leaves out what no program "
+            f"the object has no enumerator {name!r} of 32 bits. Clang drops types that no program "
             "and no global variable uses: add `const enum NAME *unused_NAME "
             "__attribute__((unused));` to the BPF source"
         )
@@ -406,7 +406,7 @@ class Btf:
     # ---- The index ----
 
     def _index(self) -> None:
-        """Check that every type ends within the bytes, so that reading one needs no checks."""
+        """Index all types, and check that each ends within the bytes: reading needs no checks."""
         words, starts, ids = self._words, self._starts, self._ids
         at, end = 0, len(words)
         try:
@@ -418,13 +418,13 @@ class Btf:
                 at += 3 + _FIXED[kind] + _EACH[kind] * (info & 0xFFFF)
         except IndexError:
             raise ObjectError(
-                f"the BTF is damaged: type {len(starts)} is of no known kind"
+                f"the BTF is damaged: type {len(starts)} is of an unknown kind"
             ) from None
         if at != end:
             raise ObjectError(f"the BTF is truncated in type {len(starts) - 1}")
 
     def _head(self, type_id: int) -> tuple[int, int, int, int, int]:
-        """Kind, name, number of members, flag, and the size or type."""
+        """Kind, offset of the name, number of members, kind_flag, and size or type id."""
         if type_id >= len(self._starts):
             raise ObjectError(f"the BTF is damaged: there is no type {type_id}")
         at = self._starts[type_id]
@@ -432,7 +432,7 @@ class Btf:
         return info >> 24 & 31, name, info & 0xFFFF, info >> 31, size
 
     def _triples(self, type_id: int, count: int) -> Any:
-        """What follows a type's first three words, in threes."""
+        """The words after a type's first three, in groups of three."""
         at = self._starts[type_id] + 3
         words = iter(self._words[at : at + 3 * count])
         return zip(words, words, words)
@@ -455,7 +455,7 @@ class Btf:
         return sorted(names - {""})
 
     def plain_type(self, type_id: int, size: int) -> Type:
-        """The type of this number; for 0, where none is known, a number or bytes of this size."""
+        """The type with this id; for 0 (unknown) an unsigned integer or bytes of this size."""
         if type_id:
             return self._type(type_id)
         if size in _UNSIGNED:
@@ -509,7 +509,7 @@ class Btf:
         name, bracket, inner = element.name.partition("[")
         made = Type("array", f"{name}[{count}]{bracket}{inner}", count * element.size)
         made.element, made._weight = element, element._weight + 1
-        made.count = count if element.size else 0  # of elements without bytes any number fits
+        made.count = count if element.size else 0  # any number of empty elements would fit
         if element.kind == "int" and (element.code == "B" or element.name == "char"):
             made.code = f"{count}s"
         return made
@@ -538,9 +538,9 @@ class Btf:
 
 
 def _int_codes(size: int, word: int) -> tuple[str, dict[int, str]]:
-    """Kind and codes; `word` holds the encoding of an integer, and its offset and width in bits."""
+    """Kind and codes of an integer; `word` has its encoding, and its offset and width in bits."""
     encoding, bits = word >> 24, word & 0xFFFFFF
-    if bits != 8 * size:  # a bitfield, as older compilers wrote them
+    if bits != 8 * size:  # a bitfield, as older compilers write them
         return "other", {}
     if encoding & _IS_BOOL and size == 1:
         return "bool", _BOOLS

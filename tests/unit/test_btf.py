@@ -157,8 +157,8 @@ OTHER_ORDER = "bpfeb" if sys.byteorder == "little" else "bpfel"
 @pytest.mark.parametrize(
     ("contents", "told"),
     [
-        (lambda: b"", "not an object file: it does not begin as ELF files do"),
-        (lambda: b"#!/bin/sh\n", "not an object file: it does not begin as ELF files do"),
+        (lambda: b"", "not an object file: it is not in ELF format"),
+        (lambda: b"#!/bin/sh\n", "not an object file: it is not in ELF format"),
         (lambda: sample_object(True)[:63], "the object file is truncated: it has 63 bytes"),
         (lambda: sample_object(True)[:-1], "the object file is truncated: its section table"),
         (lambda: Path(sys.executable).read_bytes(), "this ELF file is not a BPF object: compile"),
@@ -365,13 +365,13 @@ def test_paths_lead_to_members(types: Btf, path: str, offset: int, name: str, co
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("nope", "struct sample has no member 'nope', it has s8, u8, s16,"),
-        ("address.nope", "union address has no member 'nope', it has v4, v6"),
-        ("grid[3]", "int[3][2] has no member '[3]', it has 3 elements"),
-        ("grid[-1]", "int[3][2] has no member '[-1]', it has 3 elements"),
+        ("nope", "struct sample has no member 'nope'; it has s8, u8, s16,"),
+        ("address.nope", "union address has no member 'nope'; it has v4, v6"),
+        ("grid[3]", "int[3][2] has no member '[3]'; it has 3 elements"),
+        ("grid[-1]", "int[3][2] has no member '[-1]'; it has 3 elements"),
         (f"grid[{'9' * 5000}]", "int[3][2] has no member '[999"),
         ("grid.x", "int[3][2] has no member 'x'"),
-        ("u8.x", "unsigned char has no member 'x', it has none"),
+        ("u8.x", "unsigned char has no member 'x'; it has none"),
         ("", "struct sample has no member ''"),
     ],
 )
@@ -385,7 +385,7 @@ def test_types_without_a_layout_are_refused(types: Btf) -> None:
     sample = types.struct("sample")
     with pytest.raises(SettingError, match=r"grid of struct sample is int\[3\]\[2\], not a single"):
         layout(sample, "grid")
-    with pytest.raises(SettingError, match="s16 of struct sample comes before those named before"):
+    with pytest.raises(SettingError, match="s16 of struct sample is out of the struct's order"):
         layout(sample, "u16", "s16")
 
 
@@ -410,7 +410,7 @@ def test_the_error_for_a_missing_struct_says_how_to_keep_it(types: Btf) -> None:
     with pytest.raises(SettingError) as caught:
         types.struct("dropped")
     told = str(caught.value)
-    assert told.startswith("the object has no struct 'dropped', it has exec_record, ")
+    assert told.startswith("the object has no struct 'dropped'; it has exec_record, ")
     line = told.partition("`")[2].partition("`")[0]
     kept = Btf.of_object(compiled(f"struct dropped {{ int kept; }};\n{line}\n"))
     assert list(kept.struct("dropped").members) == ["kept"]
@@ -542,8 +542,8 @@ def test_values_of_unions_and_bytes_like_texts(types: Btf) -> None:
         ("grid", [[], [1, 2, 3]], "x[1]: int[2] has no room for 3 elements"),
         ("grid", [[], [0, 2**31]], f"x[1][1]: int takes {-(2**31)} to {2**31 - 1}, not {2**31}"),
         ("address", 1, "x: union address takes a mapping, not 1"),
-        ("address", {"v5": 1}, "x: union address has no member 'v5', it has v4, v6"),
-        ("address", {4: 1}, "x: union address has no member 4, it has v4, v6"),
+        ("address", {"v5": 1}, "x: union address has no member 'v5'; it has v4, v6"),
+        ("address", {4: 1}, "x: union address has no member 4; it has v4, v6"),
         ("address", {"v4": -1}, f"x.v4: unsigned int takes 0 to {2**32 - 1}, not -1"),
         ("u32", "long" * 1000, f"x: unsigned int takes 0 to {2**32 - 1}, not '{'long' * 19}lon"),
     ],
@@ -669,7 +669,7 @@ def doubled(levels: int) -> list[tuple[int, ...]]:
         ([INT32, (4, word(STRUCT, 1), 8, 2**31, 1, 0)], "a name is not among its strings"),
         ([a_struct((9, 0))], "there is no type 9"),
         (doubled(60), "no room for"),
-        ([INT32, (0, word(20), 0)], "the BTF is damaged: type 2 is of no known kind"),
+        ([INT32, (0, word(20), 0)], "the BTF is damaged: type 2 is of an unknown kind"),
         ([INT32, (0, word(STRUCT, 2**16 - 1), 4)], "the BTF is truncated in type 2"),
     ],
 )

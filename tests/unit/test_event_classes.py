@@ -212,16 +212,16 @@ def test_fields_have_the_values_of_the_struct() -> None:
 
 
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
-    "no such struct": ("nothing", {}, "no struct 'nothing', it has"),
+    "no such struct": ("nothing", {}, "no struct 'nothing'; it has"),
     "no kind": ("other", {}, r"RECORD\(1, other\);"),
-    "no such member": ("sample", {"size": field()}, "no member 'size', it has header, big"),
+    "no such member": ("sample", {"size": field()}, "no member 'size'; it has header, big"),
     "text of a number": ("sample", {"big": ("str", field())}, "big is a str, but big of struct"),
     "number of text": ("sample", {"name": ("int", field())}, r"name of struct sample is char\[9\]"),
     "number of a struct": ("sample", {"point": ("int", field())}, "change the annotation"),
     "wrong order": (
         "sample",
         {"sum": field("small", "big", convert=total)},
-        "big of struct sample comes before",
+        "big of struct sample is out of the struct's order",
     ),
     "no plain value": (
         "sample",
