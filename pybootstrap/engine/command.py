@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-# Exit statuses beside 0, and 2 for usage: sysexits.h has the names.
+# Exit statuses besides 0, and 2 for usage; named as in sysexits.h.
 EX_FAILURE = 1
 EX_UNAVAILABLE = 69
 EX_IOERR = 74
@@ -49,35 +49,36 @@ def main(
     """Runs the command of a tool until a signal, a closed pipe or `-n` ends it; returns its status.
 
     Args:
-        make_parser: makes the parser, with `options.make_parser` and `options.add_common`. Its
-            `prog` is the name in messages.
-        make_tracer: called with the parsed arguments, and by keyword what a Tracer of the engine
-            takes: `max_latency_ms` (int), `verbose` (bool), and `ring_size` (int, bytes) if it was
-            given. Returns a Tracer that was not started. It may raise SettingError: status 2.
-        make_renderer: called with the parsed arguments; returns what makes lines of text of the
-            records; None: a `FieldRenderer`. With `--json` a `JsonRenderer` does.
-        version: what `--version` says after the name.
+        make_parser: makes the parser, with `options.make_parser` and `options.add_common`. Messages
+            begin with its `prog`.
+        make_tracer: called with the parsed arguments and, by keyword, the engine's own settings:
+            `max_latency_ms` (int), `verbose` (bool), and `ring_size` (int, bytes) if it was given.
+            Returns a Tracer that is not started. It may raise SettingError: status 2.
+        make_renderer: called with the parsed arguments; returns the renderer for text; None: a
+            `FieldRenderer`. With `--json` a `JsonRenderer` is used instead.
+        version: what `--version` prints after the name.
         argv: arguments, without the program's name; None: those of this process.
 
     The status is 0, 1 (the kernel refused the programs, or with `--strict` events were lost),
     2 (usage), 69 (the kernel lacks something), 74 (the output cannot be written) or 77 (no
-    privilege); all but 0 are explained by one line on standard error. Only `--help`, `--version`
-    and arguments that make no sense raise SystemExit, with the status in it.
+    privilege). A line explains every status but 0, on standard error or in the output of `--check`.
+    Only `--help`, `--version` and invalid arguments raise SystemExit, with the status in it.
 
-    It is for a process of its own: it handles SIGINT, SIGTERM, SIGHUP and SIGALRM, gives up
-    privileges, and keeps what exists at the end out of garbage collection, all for good.
+    Call it only in a process of its own, because it does not undo these: it handles SIGINT,
+    SIGTERM, SIGHUP and SIGALRM, drops privileges, and exempts all objects that exist at the end
+    from garbage collection.
     """
-    # Before tracing there is nothing to undo, and a KeyboardInterrupt would show somewhere.
+    # Before tracing there is nothing to undo, and a KeyboardInterrupt would print a traceback.
     _at_signals(lambda: os._exit(0))
     _handle_signals()
-    # What is made from here on is needed to the end. So there is nothing to collect, but looking
-    # for it would take some 5 ms: a part of that during imports, most of it when Python ends.
+    # Everything made from here on is needed to the end, so a collection would find nothing. It
+    # would take about 5 ms, some of that during imports and most of it when Python exits.
     gc.disable()
     status = 0
     try:
         parser = make_parser()
         parser.set_defaults(version=lambda: _print_version(parser.prog, version))
-        given = parser.parse_args(argv)  # --help and --version write, and end
+        given = parser.parse_args(argv)  # --help and --version print and exit
         status = _Command(parser.prog, given, make_tracer, make_renderer).run()
     except NoReaderError:
         forget_stdout()
@@ -87,14 +88,14 @@ def main(
         status = EX_IOERR
     finally:
         _at_signals(lambda: os._exit(status))
-        # When Python ends, it takes our handler away, and SIGALRM would kill a slow end.
+        # Python removes our handler when it exits; then SIGALRM would kill a slow exit.
         signal.setitimer(signal.ITIMER_REAL, 0)
         gc.freeze()
         gc.enable()
     return status
 
 
-_end: Callable[[], object]  # what a signal to end does
+_end: Callable[[], object]  # called when a signal asks us to end
 
 
 def _at_signals(function: Callable[[], object]) -> None:
@@ -103,9 +104,9 @@ def _at_signals(function: Callable[[], object]) -> None:
 
 
 def _handle_signals() -> None:
-    """Once, because each call of signal.signal() takes some 15 us."""
+    """Installs handlers only once, because each call of signal.signal() takes about 15 us."""
     numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup(1) has it
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup(1) ignores it
         numbers.append(signal.SIGHUP)
     for number in numbers:
         signal.signal(number, lambda *_: _end())
@@ -160,12 +161,12 @@ class _Command:
         given = self._given
         path = None if given.output == "-" else given.output
         if path is None:
-            stdout()  # is there any?
+            stdout()  # fails now if it is closed
         invoker = invoking_account(os.environ)
         become = invoker if given.run_as is None else account(given.run_as)
         tracer = self._make_tracer()
         renderer = self._make_renderer(tracer)
-        # Whatever is imported must be by now: the user we switch to may not be able to read it.
+        # All imports must be done by now: the user we switch to may not be able to read modules.
 
         def end() -> None:
             told_to_end()
@@ -176,7 +177,7 @@ class _Command:
         gc.enable()
         try:
             with tracer:
-                with acting_as(invoker):  # whoever the command becomes
+                with acting_as(invoker):  # even if --run-as names another user
                     output = open_output(path)
                 give_up(become)
                 output.write(renderer.header)
@@ -195,7 +196,7 @@ class _Command:
             left -= len(lines)
             try:
                 text = "".join(lines)
-            except TypeError:  # losses among them
+            except TypeError:  # there are losses among them
                 left += self._print_with_losses(lines, renderer, output)
             else:
                 output.write(text)
@@ -203,7 +204,7 @@ class _Command:
                 break
 
     def _print_with_losses(self, lines: list[Any], renderer: Renderer, output: Output) -> int:
-        """Prints lines with losses between them; returns how many losses that were."""
+        """Prints lines with losses between them; returns the number of losses."""
         from pybootstrap.engine.decoder import LostEvent
 
         losses = [line for line in lines if isinstance(line, LostEvent)]
@@ -213,11 +214,11 @@ class _Command:
         return len(losses)
 
     def _report(self, tracer: Tracer) -> int:
-        """Says what is missing in the output; returns the exit status."""
+        """Reports what the output lacks; returns the exit status."""
         stats = tracer.stats
         lost = stats.lost + stats.missed
         if lost:
-            left_out = f", the kernel left out at most {stats.missed}" if stats.missed else ""
+            left_out = f", the kernel skipped at most {stats.missed}" if stats.missed else ""
             self._say(
                 f"{lost} of {stats.produced + stats.missed} events were lost: {stats.lost} found "
                 f"the ring buffer full (see --ring-size){left_out}"
@@ -227,8 +228,8 @@ class _Command:
         return EX_FAILURE if self._given.strict and lost else 0
 
     def _check(self) -> int:
-        """Prints what is and what is not as it must be; 0 when this machine can trace."""
-        _at_signals(lambda: os._exit(EX_FAILURE))  # which says nothing of the machine
+        """Prints the result of each check; returns 0 if this machine can trace."""
+        _at_signals(lambda: os._exit(EX_FAILURE))  # an interrupted check proves nothing
         from pybootstrap.engine.check import surroundings
         from pybootstrap.engine.errors import BootstrapError
 

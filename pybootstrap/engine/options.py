@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The command line of a tool: the options that all have, and types for a tool's own.
+"""The command line of a tool: the options that all tools have, and types for a tool's own.
 
-Only the standard library is imported: man pages are made from parsers before the extension module
-exists.
+Imports only the standard library, because man pages are made from parsers before the extension
+module exists.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 __all__ = ["EX_USAGE", "MAX_MS", "add_common", "make_parser", "whole_number"]
 
 EX_USAGE = 2  # what argparse uses
-MAX_MS = 2**63 // 10**6  # what fits into the kernel's nanoseconds
-MIN_RING, MAX_RING = 64 << 10, 1 << 30  # bytes, as shim.h has them
+MAX_MS = 2**63 // 10**6  # so that ns fit into 63 bits
+MIN_RING, MAX_RING = 64 << 10, 1 << 30  # bytes, as in shim.h
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line, not the usage first."""
+        """Prints one line, without the usage."""
         self.exit(EX_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
     def print_help(self, file: Any = None) -> None:
-        """To standard output without a buffer, so that a failure is known; raises as `Output`."""
+        """Prints without a buffer, so that a failure is noticed. Raises the errors of `Output`."""
         if file is not None:
             super().print_help(file)
             return
@@ -37,7 +37,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _PrintVersion(argparse.Action):
-    """As --help: whatever else is or is not there."""
+    """Acts at once, like --help, whatever the other arguments are."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         print_version: Callable[[], None] = self.default
@@ -48,7 +48,7 @@ class _PrintVersion(argparse.Action):
 def whole_number(low: int, high: int, what: str) -> type[int]:
     """A `type` for `add_argument`: an int from low to high, written in decimal digits only.
 
-    `what` is for the error message, which says "a whole number{what} from ...".
+    `what` completes the error message "a whole number{what} from ...".
     """
 
     def parse(text: str) -> int:
@@ -62,7 +62,7 @@ def whole_number(low: int, high: int, what: str) -> type[int]:
 
 
 def _ring_size(text: str) -> int:
-    """An argparse type: bytes, with K, M or G; what `Tracer` takes, said in the command's words."""
+    """An argparse type: bytes, optionally with K, M or G, within the limits of `Tracer`."""
     match = re.fullmatch("([0-9]{1,10})([KMG]?)", text, re.ASCII)
     size = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]] if match else 0
     if size & (size - 1) or not MIN_RING <= size <= MAX_RING:
@@ -73,12 +73,12 @@ def _ring_size(text: str) -> int:
 
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """A parser for the command `prog`, without options yet; it answers errors with one line."""
+    """A parser for the command `prog`, without options yet; it reports errors in one line."""
     return _Parser(
         prog=prog,
         description=description,
         allow_abbrev=False,
-        # With a width of its own it need not import what finds out the terminal's.
+        # With a fixed width argparse does not import shutil to find the terminal's.
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
     )
 
@@ -103,8 +103,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         type=whole_number(0, MAX_MS, " of milliseconds"),
         default=100,
-        help="let an event wait up to MS milliseconds for others (default %(default)s): one batch "
-        "of many costs far less than many of one; 0 prints each at once",
+        help="let an event wait up to MS milliseconds for others (default %(default)s), because "
+        "one batch of many costs far less than many of one; 0 prints each event at once",
     )
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="write to FILE, which is opened as the invoking user"
@@ -115,12 +115,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="say whether this machine can trace, and what to do if not, and end",
+        help="check whether this machine can trace, say what to do if not, and end",
     )
     parser.add_argument(
         "--run-as",
         metavar="USER",
-        help="become this user once tracing has begun (default: who called sudo)",
+        help="become this user once tracing has begun (default: the user who called sudo)",
     )
     parser.add_argument(
         "--ring-size",
@@ -132,7 +132,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "-v",
         "--verbose",
         action="store_true",
-        help="print what libbpf and the kernel's verifier say, to standard error",
+        help="print the messages of libbpf and the kernel's verifier to standard error",
     )
     parser.add_argument(
         "-V", "--version", action=_PrintVersion, nargs=0, help="print the version and end"

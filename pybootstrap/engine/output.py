@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Where a command's lines go: descriptors that may be full, shared, non-blocking or left by their
-reader. For commands only, because patience ends with a signal to the process: `told_to_end()`.
+"""The output of a command, to descriptors that may be full, shared, non-blocking or without reader.
+
+For commands only, because a signal to the process limits how long writes wait: `told_to_end()`.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ __all__ = [
 
 
 class OutputError(Exception):
-    """The output takes no more; the message says why."""
+    """The output cannot be written; the message says why."""
 
 
 class NoReaderError(Exception):
-    """Whoever read the output has seen enough."""
+    """Nobody reads the output any more."""
 
 
 def open_output(path: str | None) -> Output:
-    """The file at `path`, made or emptied; None: standard output. Raises OutputError."""
+    """The file at `path`, created or truncated; None: standard output. Raises OutputError."""
     if path is None:
         return stdout()
-    # Non-blocking, or a FIFO that nobody reads would hold us here; Output can deal with that.
+    # Non-blocking, because opening a FIFO that nobody reads would block. Output can handle that.
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         return Output(os.open(path, flags, 0o666), "utf-8")
@@ -45,17 +46,17 @@ def open_output(path: str | None) -> Output:
         raise OutputError(f"{path}: {error.strerror}") from None
 
 
-_PIECE = 4096  # PIPE_BUF: what a pipe that polls as writable takes, unless others write to it too
-_PATIENCE_S = 1  # with readers that take nothing, once we were told to end
+_PIECE = 4096  # PIPE_BUF: a pipe that polls as writable takes it, unless others write to it, too
+_PATIENCE_S = 1  # how long to wait for a reader that takes nothing, once we were told to end
 _TICK_S = 0.25
 
-_give_up_at: float | None = None  # time.monotonic() when that is over
+_give_up_at: float | None = None  # time.monotonic() at the end of that wait
 _hurry = False  # we were told twice
 _writing = False
 
 
 def told_to_end() -> None:
-    """A signal to end came: from here on patience has an end, and a blocked write(2) is ended."""
+    """To be called when a signal asks us to end: limits from here on how long a write may block."""
     global _give_up_at, _hurry  # noqa: PLW0603
     _hurry = _give_up_at is not None
     _give_up_at = time.monotonic() + (0 if _hurry else _PATIENCE_S)
@@ -65,7 +66,7 @@ def told_to_end() -> None:
 
 
 def _tick(*_: object) -> None:
-    """Interrupts a write to a terminal or a shared pipe, which may block although it polls."""
+    """Interrupts a write to a terminal or a shared pipe, which may block in spite of poll(2)."""
     if _writing and _out_of_patience():
         raise OutputError("its reader takes nothing")
 
@@ -82,10 +83,10 @@ def _be_patient_again() -> None:
 
 
 class Output:
-    """A descriptor that is written to at once; in pieces that do not block, unless it is a file.
+    """An unbuffered descriptor; unless it is a file, written in pieces that do not block.
 
-    Python's own file objects lose data when a signal interrupts a blocked write, and when somebody
-    has made the pipe non-blocking; and they do not return while the reader takes nothing.
+    Python's own file objects lose data when a signal interrupts a blocked write or another process
+    makes the pipe non-blocking; and they do not return while the reader takes nothing.
     """
 
     def __init__(self, fd: int, encoding: str) -> None:
@@ -102,7 +103,7 @@ class Output:
         return self._fd
 
     def write(self, text: str) -> None:
-        """Raises NoReaderError when nobody reads any more, OutputError when it takes no more."""
+        """Raises NoReaderError when nobody reads any more, OutputError for any other failure."""
         data = text.encode(self._encoding, "backslashreplace")
         try:
             while data:
@@ -113,7 +114,7 @@ class Output:
         except BrokenPipeError:
             raise NoReaderError from None
         except OSError as error:
-            if error.errno == EIO and self._is_terminal:  # it was closed
+            if error.errno == EIO and self._is_terminal:  # the terminal was closed
                 raise NoReaderError from None
             raise OutputError(error.strerror) from None
 
@@ -122,7 +123,7 @@ class Output:
         _writing = True
         try:
             written = os.write(self._fd, data if self._is_file else data[:_PIECE])
-        except BlockingIOError:  # non-blocking, and somebody else has filled it meanwhile
+        except BlockingIOError:  # non-blocking, and another writer has filled it
             return 0
         finally:
             _writing = False
@@ -132,14 +133,14 @@ class Output:
 
 
 def stdout() -> Output:
-    """Standard output, in its encoding. Raises OutputError when it was closed."""
+    """Standard output, in its encoding. Raises OutputError if it is closed."""
     if sys.stdout is None:
         raise OutputError("standard output is closed")
     return Output(sys.stdout.fileno(), sys.stdout.encoding)
 
 
 def forget_stdout() -> None:
-    """Keeps the interpreter from failing again when it flushes standard output at its end."""
+    """Keeps the interpreter from failing again when it flushes standard output at exit."""
     if sys.stdout is not None:
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, sys.stdout.fileno())
@@ -147,10 +148,10 @@ def forget_stdout() -> None:
 
 
 def say(name: str, message: object) -> None:
-    """A line of the command `name` to standard error; nothing where nobody can take it."""
+    """Prints a line of the command `name` to standard error; ignores failures."""
     if sys.stderr is None:
         return
-    import contextlib  # tracers have it; a command that says nothing need not
+    import contextlib  # here, because many commands print no message
 
     with contextlib.suppress(OSError, OutputError):
         Output(sys.stderr.fileno(), "utf-8").write(f"{name}: {message}\n")
