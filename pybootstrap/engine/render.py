@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What renderers have in common: records in, lines out, and text that is safe for a terminal."""
+"""What renderers share: turning records into lines, and making text safe for a terminal."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["SHORT", "FieldRenderer", "Renderer", "cached", "clock", "escape", "of"]
 
-SHORT = 256  # bytes of text that are worth keeping in a cache
+SHORT = 256  # bytes; longer text is not cached
 cached = lru_cache(maxsize=512)
 
 
 def escape(text: str) -> str:
-    r"""`text` with all that a terminal must not get replaced by `\xNN`, `\uNNNN` or `\UNNNNNNNN`.
+    r"""Replaces what a terminal must not get by `\xNN`, `\uNNNN` or `\UNNNNNNNN`.
 
-    That is what `str.isprintable` denies: control and format characters, line breaks, and bytes
-    that are no UTF-8 (surrogates of `os.fsdecode`, shown as the byte).
+    That is all that `str.isprintable` rejects: control and format characters, line breaks, and
+    bytes that are not UTF-8 (surrogates of `os.fsdecode`, shown as the byte).
     """
     if text.isprintable():
         return text
@@ -51,7 +51,7 @@ def clock(time_ns: int) -> str:
 
 
 def of(function: Callable[[bytes], str], tail: bytes) -> str:
-    """Calls a cached function, past its cache when the text is long: memory stays bounded."""
+    """Calls a cached function, but without its cache for long text, so that memory is bounded."""
     if len(tail) <= SHORT:
         return function(tail)
     uncached: Callable[[bytes], str] = function.__wrapped__  # type: ignore[attr-defined]
@@ -63,16 +63,16 @@ def _whole(event: type[Any], line: Callable[[Any], str]) -> Callable[[bytes], st
 
 
 class Renderer:
-    """Makes lines of records.
+    """Turns records into lines.
 
     Args:
-        kinds: for each class of events a function that makes a line of one, without line feed. It
-            should `escape` what may hold any character.
-        header: the line that stands above them, without line feed; "": none.
+        kinds: for each event class a function that turns an event into a line, without line feed.
+            It should `escape` text that may hold any character.
+        header: the line above them, without line feed; "": none.
 
-    A renderer that is to be faster than events are sets, or has as class attributes, `header` (with
-    its line feed) and `kinds`: by the kind of record (int), a function that makes a line, with its
-    line feed, of the bytes of a record.
+    A faster renderer does not make events. It sets `header` and `kinds` itself, in the instance or
+    the class: `kinds` has, by kind of record (int), a function that turns the bytes of a record
+    into a line. Here header and lines end in a line feed.
     """
 
     header = ""
@@ -84,7 +84,7 @@ class Renderer:
             self.header = f"{header}\n"
 
     def lost(self, event: LostEvent) -> str:  # noqa: ARG002
-        """The line for a loss, if there is one."""
+        """The line for a loss; "": none."""
         return ""
 
     def render(self, events: Iterable[Any]) -> str:
@@ -98,7 +98,7 @@ class Renderer:
 
 
 class FieldRenderer(Renderer):
-    """Text for events whose tool says nothing else: time, name, and every field as NAME=VALUE."""
+    """The default text: time, name of the event, and every field as NAME=VALUE."""
 
     def __init__(self, events: Iterable[type[Event]]) -> None:
         super().__init__(dict.fromkeys(events, _fields_line), "TIME     EVENT            FIELDS")
@@ -113,6 +113,6 @@ def _fields_line(event: Event) -> str:
 
 
 def _shown(value: object) -> str:
-    """Text as it is if nobody can take it for more than one word."""
+    """Text that is one printable word as it is, anything else as its escaped repr()."""
     plain = isinstance(value, str) and value.isprintable() and value and " " not in value
     return str(value) if plain else escape(repr(value))

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Events as JSON, an object a line. Not in render.py, because importing json takes 2 ms.
+"""Events as JSON, one object per line. Not in render.py, because importing json takes 2 ms.
 
-Every value survives every parser. Two kinds of values would not, so each gets a second member
-beside it, which does, where it is needed:
+Every value survives every parser. Two kinds of values would not, so a second member beside them has
+the exact value where it is needed:
 
-- text that is no UTF-8: bytes that are none come as U+FFFD, and NAME_base64 has all of them;
-- numbers from 2**53 on, which many parsers round: NAME_exact has the digits as a string.
+- text that is not UTF-8: invalid bytes become U+FFFD, and NAME_base64 has all bytes;
+- integers from 2**53 on (or -2**53 down), which many parsers round: NAME_exact has the digits as a
+  string.
 
-Times of the day are strings of RFC 3339, with nanoseconds.
+Times are strings of RFC 3339, with nanoseconds.
 
-`member()` says what any value becomes. It is too slow for each value of each event, so for each
-event class a function is written, compiled once, that formats numbers itself and keeps what
-`member()` said of short values that come again: names, statuses, arguments.
+`member()` defines what any value becomes. It is too slow for each value of each event, so a
+function is generated and compiled for each event class. It formats numbers itself, and caches the
+results of `member()` for short values that recur: names, statuses, arguments.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ if TYPE_CHECKING:
 
 __all__ = ["JsonRenderer", "member"]
 
-_EXACT = 2**53  # from here on so many parsers, which use doubles, round
+_EXACT = 2**53  # parsers that use doubles round from here on
 
 
 # ---- Any value ----
 
 
 def member(name: str, value: Any) -> str:
-    """A member of an object, such as '"pid":1', with the second member that it may need.
+    """A member of a JSON object, such as '"pid":1', with a second member if it needs one.
 
     Takes what a field can be: int, bool, float, str, bytes (in Base64), None, lists and tuples of
     these, dictionaries and named tuples. Raises TypeError for anything else.
@@ -84,7 +85,7 @@ def _float(name: str, value: float) -> str:
 
 
 def _encoded(value: str) -> bytes:
-    """The bytes that text stands for, as `os.fsencode` has it; of what that cannot hold, UTF-8."""
+    """The bytes that text stands for: those of `os.fsencode`, or UTF-8 if that fails."""
     try:
         return fsencode(value)
     except UnicodeEncodeError:
@@ -102,7 +103,7 @@ def _bytes(name: str, value: bytes) -> str:
 
 
 def _list(name: str, value: Iterable[Any]) -> str:
-    """A list of texts, or of integers, has a second member with all of them if one needs it."""
+    """A list of texts or of integers has a second member with all items if one needs it."""
     items, second = list(value), ""
     if all(isinstance(item, str) for item in items):
         data = list(map(_encoded, items))
@@ -116,7 +117,7 @@ def _list(name: str, value: Iterable[Any]) -> str:
 
 
 def _item(value: Any) -> str:
-    """One of a list, where nothing can have a second member, unless it is an object."""
+    """An item of a list. Only the members of an object can have second members here."""
     if isinstance(value, str):
         return _readable(_encoded(value))
     if isinstance(value, int) and not isinstance(value, bool):
@@ -132,12 +133,12 @@ def _object(name: str, value: Mapping[str, Any]) -> str:
 
 
 def _key(key: object) -> str:
-    """A name that may come from a record, as it stands between quotes."""
+    """A name, escaped for use between quotes, because it may come from a record."""
     return quoted(str(key))[1:-1]
 
 
 def _named_tuple_writer(kind: type[Any]) -> Callable[[str, Any], str]:
-    """One of small integers is formatted in one go."""
+    """Formats a named tuple of small integers at once, any other member by member."""
     form = "{" + ",".join(f'"{name}":%d' for name in kind._fields) + "}"
     annotations = getattr(kind, "__annotations__", {})
     are_integers = bool(kind._fields) and all(
@@ -194,7 +195,7 @@ def _is_utf8(data: bytes) -> bool:
 
 @lru_cache(maxsize=8)
 def _second(seconds: int) -> str:
-    """A time of the day up to the point before its fraction."""
+    """A time up to the point before its fraction."""
     return "%04d-%02d-%02dT%02d:%02d:%02d." % gmtime(seconds)[:6]  # noqa: UP031
 
 
@@ -211,9 +212,9 @@ def _stamp(time_ns: int) -> str:
 
 
 class _Writer:
-    """Writes the function for an event class: one format for all fields, and what goes into it.
+    """Writes the function for an event class: one format for all fields, and code for its values.
 
-    Values of the members are called v0, v1, ...; `names` has what else the code mentions.
+    The code calls the members' values v0, v1, ...; `_names` has its other names.
     """
 
     def __init__(self, event: type[Event]) -> None:
@@ -224,7 +225,7 @@ class _Writer:
         self._tail = f"record[{event.HEAD_SIZE}:]"
 
     def _unpacked_at_once(self) -> list[str]:
-        """Paths of members that one layout can have: none overlaps another."""
+        """Paths of the members that one layout can unpack, because they do not overlap."""
         fields = [field for field in self._event.FIELDS.values() if field.sources]
         places = {path: at for field in fields for path, at in zip(field.members, field.places)}
         paths, end = [], 0
@@ -235,7 +236,7 @@ class _Writer:
         return paths
 
     def function(self) -> Callable[[bytes], str]:
-        """Makes a line of the bytes of a record."""
+        """The function that turns the bytes of a record into a line."""
         forms, codes = ['{"event":' + quoted(self._event.NAME).replace("%", "%%")], []
         for _, group in groupby(self._event.FIELDS.values(), self._parted_by):
             form, code = self._part(list(group))
@@ -250,7 +251,7 @@ class _Writer:
         return rendered
 
     def _parted_by(self, field: Field) -> object:
-        """Fields in a row that are made of the same members have one part."""
+        """The key of a part: adjacent fields that are made of the same members share one."""
         alone = field.name == "time_ns" or not (field.sources or field.tail)
         return field.name if alone else (field.members, field.tail)
 
@@ -267,7 +268,7 @@ class _Writer:
         values += [self._tail] * first.tail
         make, through = _member_of(fields), ""
         if len(values) == 1 and (first.tail or first.places[0][1].kind != "float"):
-            make = cached(make)  # not floats: 0.0 and -0.0 are equal
+            make = cached(make)  # not for floats, because 0.0 == -0.0
             is_long = first.tail or first.places[0][1].size > SHORT
             through = "of" if is_long else ""
         return "%s", self._call(make, values, through)
@@ -279,7 +280,7 @@ class _Writer:
         return f"{through}({name}, {arguments})" if through else f"{name}({arguments})"
 
     def _apart(self, fields: list[Field]) -> Callable[[bytes], str]:
-        """For members that are no single value, or that overlap others."""
+        """The function for members that are not single values, or that overlap others."""
         first, make, head_size = fields[0], _member_of(fields), self._event.HEAD_SIZE
         sources = first.sources
         if sources is None:
@@ -288,7 +289,7 @@ class _Writer:
         return lambda record: make(*sources.unpack_from(record), *(record[tail] for tail in tails))
 
     def _number(self, field: Field, value: str) -> tuple[str, str]:
-        """Format and code of an integer; one that may be large is looked at each time."""
+        """Format and code of an integer; the code checks whether one of 8 bytes is large."""
         name, kind = _key(field.name), field.places[0][1]
         if kind.size < 8:
             return f'"{name}":%d', value
@@ -298,7 +299,7 @@ class _Writer:
 
 
 def _member_of(fields: list[Field]) -> Callable[..., str]:
-    """What makes members of the values that these fields are made of."""
+    """A function that turns the values that these fields are made of into JSON members."""
     name, convert = _key(fields[0].name), fields[0].convert
     if len(fields) == 1:
         return lambda *values: member(name, convert(*values) if convert else values[0])
@@ -310,15 +311,15 @@ def _member_of(fields: list[Field]) -> Callable[..., str]:
 
 
 class JsonRenderer(Renderer):
-    """A JSON object and a line feed for each event, with all its fields, in ASCII.
+    """One line of JSON for each event, with all its fields, in ASCII.
 
-    See the top of this file for what has a second member. Text without one is exact as it is.
+    The top of this file says which values have a second member; text without one is exact.
     """
 
     def __init__(self, events: Iterable[type[Event]]) -> None:
         self.kinds = {event.KIND: _Writer(event).function() for event in events}
 
     def lost(self, event: LostEvent) -> str:
-        """An object of its own."""
+        """A loss is an object of its own."""
         stamps = f'"time":{_stamp(event.time_ns)},"since":{_stamp(event.since_ns)}'
         return f'{{"event":"lost",{stamps},{member("count", event.count)}}}\n'
