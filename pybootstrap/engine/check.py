@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Whether this machine can trace, and if not, why not and what to do: for `bootstrap --check`, and
-for the error when starting fails.
+"""Checks whether this machine can trace and, if not, says why and what to do.
 
-An errno of the kernel does not tell its cause (EPERM and EINVAL have many), so the surroundings are
-asked. Nothing is loaded here.
+`--check` prints these checks; when starting fails, they explain it.
+
+An errno of the kernel does not tell its cause (EPERM and EINVAL have many), so this inspects the
+system. It loads nothing.
 """
 
 from __future__ import annotations
@@ -18,25 +19,25 @@ _NO_MEMLOCK_FROM = (5, 11)  # since then BPF memory is accounted to the cgroup
 
 # linux/capability.h
 _CAPABILITIES = {"CAP_BPF": 39, "CAP_PERFMON": 38}
-_CAP_SYS_ADMIN = 21  # stands for both
+_CAP_SYS_ADMIN = 21  # includes both
 _CAP_SYS_RESOURCE = 24
 
 
 class Check(NamedTuple):
-    """One thing that must be so.
+    """The result of one check.
 
-    `lacks` says what kind of thing is missing when it is not: "kernel" or "privilege".
+    `lacks` says what is missing if it failed: "kernel" or "privilege".
     """
 
     name: str
     ok: bool
     detail: str
-    """What was found; when not ok, one sentence with what to do."""
+    """What was found; if not ok, one sentence that says what to do."""
     lacks: str
 
 
 def surroundings() -> list[Check]:
-    """All checks, in the order in which a failing one explains best why starting fails."""
+    """All checks. The first one that fails explains best why starting fails."""
     return [_kernel(), _btf(), _capabilities(), _lockdown(), _unprivileged(), _memlock()]
 
 
@@ -46,7 +47,7 @@ def kernel_version() -> tuple[int, ...]:
 
 
 def version_of(release: str) -> tuple[int, ...]:
-    """Major and minor version in a release such as "6.18-rc1" or "7"; 0 for one that is missing."""
+    """Major and minor version in a release such as "6.18-rc1" or "7"; 0 for a missing one."""
     major, _, rest = release.partition(".")
     return _leading_number(major), _leading_number(rest) if major.isdecimal() else 0
 
@@ -78,7 +79,7 @@ def _btf() -> Check:
 
 def _effective_capabilities() -> int | None:
     """The capability bits of this process: CapEff of proc_pid_status(5); None without /proc."""
-    import re  # for `--check`, and when something is wrong
+    import re  # needed only for `--check`, and when something is wrong
 
     bits = re.search("^CapEff:\\s*(\\S+)", _read("/proc/self/status") or "", re.MULTILINE)
     return int(bits[1], 16) if bits else None
@@ -92,7 +93,7 @@ def _capabilities() -> Check:
     if not missing or held >> _CAP_SYS_ADMIN & 1:
         return Check("capabilities", True, " and ".join(_CAPABILITIES), "privilege")
     if os.geteuid() == 0:  # of a container or service
-        remedy = "this root lacks them: have its container or service keep them"
+        remedy = "root has lost them here, so have its container or service keep them"
     else:
         remedy = "run it as root, for example with sudo"
     return Check(
@@ -104,7 +105,7 @@ def _capabilities() -> Check:
 
 
 def _read(path: str) -> str | None:
-    """The text of a small file; None when it is not there or may not be read."""
+    """The text of a small file; None if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read().decode("utf-8", "replace").strip()
@@ -128,16 +129,16 @@ def _lockdown() -> Check:
 
 
 def _unprivileged() -> Check:
-    """For information: what is asked of those without capabilities does not concern others."""
+    """For information only, because it does not restrict processes with capabilities."""
     value = _read("/proc/sys/kernel/unprivileged_bpf_disabled")
     return Check("unprivileged_bpf_disabled", True, value or "not there", "privilege")
 
 
 def _memlock() -> Check:
-    """Until Linux 5.11 BPF memory counts as locked; libbpf raises the limit when it may."""
+    """Before Linux 5.11 BPF memory counts as locked; libbpf raises the limit if it may."""
     if kernel_version() >= _NO_MEMLOCK_FROM:
         return Check("memlock", True, "no limit on BPF memory in this kernel", "privilege")
-    import resource  # needed on such a kernel only
+    import resource  # needed only on such a kernel
 
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
     enough = limit == resource.RLIM_INFINITY or limit >= 64 * 1024 * 1024

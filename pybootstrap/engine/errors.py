@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What can go wrong, and what to do about it.
+"""The errors of this package.
 
-Every error is a `BootstrapError`, and also the built-in that a caller would catch. The message is
-one sentence, or two, that say what to do next.
+Every error is a `BootstrapError`, and also the built-in that a caller would expect. Its message
+says in one or two sentences what is wrong and what to do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class UnsupportedKernelError(BootstrapError, OSError):
 class LoadError(BootstrapError, RuntimeError):
     """The kernel refused the programs or a map although it should support them.
 
-    `log` holds all that libbpf and the kernel's verifier said (str).
+    `log` holds all messages of libbpf and the kernel's verifier (str).
     """
 
     def __init__(self, message: str, log: str = "") -> None:
@@ -35,7 +35,7 @@ class LoadError(BootstrapError, RuntimeError):
 
 
 class SettingError(BootstrapError, ValueError):
-    """An argument has a value that makes no sense."""
+    """An argument has an invalid value."""
 
 
 class UnknownNameError(SettingError, AttributeError):
@@ -51,11 +51,11 @@ class StateError(BootstrapError, RuntimeError):
 
 
 class RecordError(BootstrapError, RuntimeError):
-    """Bytes that are no record of this version: a fault in this package, please report it."""
+    """Bytes are not a record of this version: a bug in this package, please report it."""
 
 
 def _last_line(log: str) -> str:
-    """What a log ends with: the verifier's verdict stands before its closing statistics."""
+    """The last line with a reason: the verifier prints its verdict before its statistics."""
     noise = ("processed ", "verification time", "stack depth", "--", "libbpf:", "mark_precise")
     lines = [line.strip() for line in log.splitlines()]
     said = [line for line in lines if line and not line.startswith(noise)]
@@ -63,7 +63,7 @@ def _last_line(log: str) -> str:
 
 
 def start_error(code: int, step: str, log: str) -> BootstrapError:
-    """The error for `-code` (errno) returned by a step of starting ("open", "load", "attach")."""
+    """The error for an errno from a step of starting ("open", "load", "attach")."""
     if code in (EMFILE, ENFILE):
         return LoadError(
             f"cannot {step} the BPF programs: {os.strerror(code)}: raise the limit with `ulimit -n`"
@@ -79,11 +79,11 @@ def start_error(code: int, step: str, log: str) -> BootstrapError:
     elif code in (EPERM, EACCES) and "BEGIN PROG LOAD LOG" not in log:
         error = PrivilegeError(
             "the kernel refuses BPF although this process has CAP_BPF and CAP_PERFMON: programs "
-            "for the network need CAP_NET_ADMIN too; else look at the seccomp and security policy "
-            "of its container or service"
+            "for the network need CAP_NET_ADMIN, too; otherwise check the seccomp and security "
+            "policy of its container or service"
         )
     elif code == ENOMEM:
-        error = LoadError("not enough memory for the BPF maps: make the ring or others smaller")
+        error = LoadError("not enough memory for the BPF maps: make the ring or other maps smaller")
     else:
         verdict = _last_line(log)
         error = LoadError(

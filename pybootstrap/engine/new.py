@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 """Writes the project of a new tool: python -m pybootstrap.engine.new NAME [DIR].
 
-The project is template/, a tool that works as it stands, with its name replaced. The standard
-library is enough for this, and nothing of the build is needed.
+The project is a copy of template/, a working tool, with its name replaced. This needs only the
+standard library, and nothing that was built.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TEMPLATE = Path(__file__).with_name("template")
 TEMPLATE_NAME = "mytool"
 UNSET = b"\nPYBOOTSTRAP ?=\n"  # in its Makefile
 
-# A name is that of a package, a command, a distribution and a C source.
+# The tool's name becomes that of a package, a command, a distribution and a C source.
 C_KEYWORDS = """auto break case char const continue default do double else enum extern float for
     goto if inline int long register restrict return short signed sizeof static struct switch
     typedef union unsigned void volatile while"""
@@ -32,37 +32,37 @@ IN_ITS_ENVIRONMENT = ("cffi", "pip", "pytest", "python", "python3", "setuptools"
 
 
 class RefusedError(Exception):
-    """What was asked for cannot be; the message is for the user."""
+    """The request cannot be met; the message is for the user."""
 
 
 def check_name(name: str) -> None:
-    """Raises RefusedError for what cannot be the name of a tool."""
+    """Raises RefusedError if this cannot be the name of a tool."""
     if not re.fullmatch("[A-Za-z]([A-Za-z0-9_]*[A-Za-z0-9])?", name):
         raise RefusedError(
-            f"{name!r} is not a name for Python and C: letters, digits and, inside, underscores"
+            f"{name!r} is not a name for Python and C: use letters, digits and inner underscores"
         )
     if keyword.iskeyword(name) or name in C_KEYWORDS.split():
         raise RefusedError(f"{name!r} is a keyword of Python or C: choose another name")
     if name in IN_THE_PROJECT:
-        raise RefusedError(f"{name!r} is something else in every project: choose another name")
+        raise RefusedError(f"{name!r} already has a meaning in every project: choose another name")
     if name in IN_ITS_ENVIRONMENT or is_module(name):
-        raise RefusedError(f"{name!r} is a Python module or command already: choose another name")
+        raise RefusedError(f"{name!r} is already a Python module or command: choose another name")
 
 
 def is_module(name: str) -> bool:
-    """Whether `import` finds more than a directory that has this name."""
+    """Whether `import` finds more than a directory of this name."""
     found = find_spec(name)
     return found is not None and found.origin is not None
 
 
 def check_directory(directory: Path) -> None:
-    """Raises RefusedError for one with something in it, OSError for what is no directory."""
+    """Raises RefusedError if it is not empty, OSError if it is not a directory."""
     if directory.exists() and any(directory.iterdir()):
         raise RefusedError(f"{directory} is not empty: name another directory")
 
 
 def checkout() -> Path | None:
-    """That of pybootstrap which this file is in, if it is not installed."""
+    """The checkout of pybootstrap that this file is in; None if it is installed."""
     root = Path(__file__).resolve().parents[2]
     return root if (root / "bpf/ring.bpf.h").is_file() else None
 
@@ -80,7 +80,7 @@ def project(name: str) -> Iterator[tuple[str, bytes]]:
 
 
 def for_make(path: Path) -> bytes:
-    """A path as a Makefile has it."""
+    """A path, quoted for a Makefile."""
     return bytes(path).replace(b"$", b"$$").replace(b"#", b"\\#")
 
 
@@ -97,9 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = options.make_parser(
         "python -m pybootstrap.engine.new", "Writes the project of a new tool."
     )
-    parser.add_argument("name", metavar="NAME", help="what it is called")
+    parser.add_argument("name", metavar="NAME", help="name of the tool")
     parser.add_argument(
-        "directory", metavar="DIR", nargs="?", help="where to, empty or new (default: NAME)"
+        "directory", metavar="DIR", nargs="?", help="its directory, empty or new (default: NAME)"
     )
     given = parser.parse_args(argv)
     directory = Path(given.directory or given.name)

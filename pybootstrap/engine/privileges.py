@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Giving up root, once what needs it is done. It concerns the whole process: commands only."""
+"""Gives up root once it is not needed any more; for commands only: it affects the whole process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pybootstrap._typing import NamedTuple
 from pybootstrap.engine._native import lib
 from pybootstrap.engine.errors import PrivilegeError, SettingError
 
-_KEEP = 2**32 - 1  # as setresuid(2) has it: no change
+_KEEP = 2**32 - 1  # no change, as in setresuid(2)
 
 
 class Account(NamedTuple):
-    """Whom to become: user id, group id, supplementary groups."""
+    """An account to switch to: user id, group id, supplementary groups."""
 
     uid: int
     gid: int
@@ -25,7 +25,7 @@ class Account(NamedTuple):
 
 
 def account(name: str) -> Account:
-    """The account of this name or number; raises SettingError when there is none."""
+    """The account of this name or number; raises SettingError if there is no such user."""
     try:
         entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
     except (KeyError, ValueError, OverflowError):
@@ -35,9 +35,9 @@ def account(name: str) -> Account:
 
 
 def invoking_account(environ: Mapping[str, str]) -> Account | None:
-    """Who called sudo(8), by SUDO_UID and SUDO_GID; None without sudo, or when root did.
+    """The account that called sudo(8), from SUDO_UID and SUDO_GID; None without sudo, or for root.
 
-    Raises SettingError when they are no numbers: sudo has not written that.
+    Raises SettingError if they are not numbers, so sudo did not set them.
     """
     if os.geteuid() != 0 or "SUDO_UID" not in environ:
         return None
@@ -53,16 +53,16 @@ def invoking_account(environ: Mapping[str, str]) -> Account | None:
         return None
     try:
         groups = os.getgrouplist(pwd.getpwuid(user).pw_name, group)
-    except KeyError:  # a user without an entry has no more groups
+    except KeyError:  # not in the user database, so there are no other groups
         groups = [group]
     return Account(user, group, groups)
 
 
 @contextlib.contextmanager
 def acting_as(who: Account | None) -> Iterator[None]:
-    """Has the kernel check access to files as for that account meanwhile, if one is given.
+    """Has the kernel check access to files as for this account, if one is given.
 
-    Raises PrivilegeError when that is not possible.
+    Raises PrivilegeError if that is not possible.
     """
     if who is None:
         yield
@@ -85,7 +85,7 @@ def acting_as(who: Account | None) -> Iterator[None]:
 def give_up(to: Account | None) -> None:
     """Becomes the account, if one is given, and drops all capabilities, for good.
 
-    What is attached and open stays so. Raises PrivilegeError when not all of it is possible: then
+    Programs stay attached and descriptors open. Raises PrivilegeError if any part of it fails; then
     the process must not go on.
     """
     uid, gid = (to.uid, to.gid) if to is not None else (_KEEP, _KEEP)

@@ -109,10 +109,10 @@ def test_an_installed_package_writes_the_same_and_asks_for_a_wheel(
         ("mytool\n", r"'mytool\n' is not a name"),
         ("import", "'import' is a keyword"),
         ("struct", "'struct' is a keyword"),
-        ("json", "'json' is a Python module"),
-        ("pybootstrap", "'pybootstrap' is a Python module"),
-        ("pytest", "'pytest' is a Python module"),
-        ("bpf", "'bpf' is something else"),
+        ("json", "'json' is already a Python module"),
+        ("pybootstrap", "'pybootstrap' is already a Python module"),
+        ("pytest", "'pytest' is already a Python module"),
+        ("bpf", "'bpf' already has a meaning"),
     ],
 )
 def test_unusable_names_are_refused(tmp_path: Path, name: str, why: str) -> None:
