@@ -8,19 +8,19 @@ This is the whole setup.py of a tool:
 
     setup(cmdclass=bpf_objects("bpf/mytool.bpf.c", into="mytool"))
 
-with setuptools and pybootstrap in pyproject.toml's [build-system] requires, and the packages named
-under [tool.setuptools] (else setuptools takes bpf/ for one too). The wheel then has the file
-mytool/mytool.bpf.o in it, and needs no compiler and no particular Python where it is installed. An
-sdist has the object in it too: it is compiled there only if somebody changes the tool's sources.
-The steps that this consists of are here as well, for a build that needs more.
+pyproject.toml needs setuptools and pybootstrap in [build-system] requires, and the names of the
+packages under [tool.setuptools], because setuptools would otherwise take bpf/ for one, too. The
+wheel contains mytool/mytool.bpf.o, so it installs without a compiler and for any Python. The sdist
+contains the object, too: it is compiled again only if the tool's sources were changed. A build that
+needs more can use the steps below.
 
-A step runs when the contents of its inputs, or its command, are not those it last ran with: they
-are kept next to its output, in a file named *.inputs. In an unpacked archive that holds too, where
-time stamps mean nothing. Tools and headers outside of the project are not counted, except HEADERS.
+A step runs if its command or the contents of its inputs have changed since it last ran. Both are
+recorded next to its output, in a file named *.inputs. That also works in an unpacked archive, where
+time stamps mean nothing. Tools and headers outside the project do not count, except HEADERS.
 
-Read from the environment: V=1 shows commands; VMLINUX=DIR takes vmlinux.h from another directory;
-PYBOOTSTRAP_WERROR=1 makes warnings in C errors. (Not so otherwise: a compiler newer than a release
-must not break its installation.) CLANG, BPFTOOL, PKG_CONFIG name other programs.
+Environment: V=1 shows commands; VMLINUX=DIR takes vmlinux.h from another directory;
+PYBOOTSTRAP_WERROR=1 makes C warnings errors, which is not the default because a newer compiler must
+not break the installation of a release; CLANG, BPFTOOL and PKG_CONFIG name other programs.
 
 Needs only the standard library and setuptools, and nothing that was built.
 """
@@ -54,7 +54,7 @@ BPF_TARGET = "bpfel" if sys.byteorder == "little" else "bpfeb"
 BPF_FLAGS = ["-g", "-O2", "-target", BPF_TARGET, "-mcpu=v3"]
 
 ROOT = Path(__file__).resolve().parents[2]  # a checkout of pybootstrap, or where it is installed
-# What BPF programs of any tool can include: where it is in a checkout. A wheel has it in INCLUDE.
+# Headers for the BPF programs of any tool, as they are in a checkout. A wheel has them in INCLUDE.
 HEADERS = [Path("vmlinux/vmlinux.h"), Path("bpf/ring.bpf.h"), Path("bpf/ring.h")]
 INCLUDE = Path("pybootstrap/engine/include")
 
@@ -63,7 +63,7 @@ INCLUDE = Path("pybootstrap/engine/include")
 
 
 def run(*command: str | Path, output: Path | None = None) -> None:
-    """Run a command, its standard output into a file if so wanted; end the build if it fails."""
+    """Run a command, with its standard output to a file if given; end the build if it fails."""
     words = [str(word) for word in command]
     if VERBOSE:
         print(shlex.join(words) + (f" > {output}" if output else ""), flush=True)
@@ -77,7 +77,7 @@ def run(*command: str | Path, output: Path | None = None) -> None:
 def step(
     name: str, output: Path, inputs: Iterable[Path], command: str, make: Callable[[], None]
 ) -> None:
-    """Make output by calling make(), unless it was made from the same inputs in the same way."""
+    """Make output by calling make(), unless it was made by this command from these inputs."""
     inputs = list(inputs)
     wanted = made_from(inputs, command)
     known = inputs_file(output)
@@ -91,21 +91,21 @@ def step(
 
 
 def made_from(inputs: Iterable[Path], command: str) -> str:
-    """The text that says so."""
+    """The contents of a file *.inputs: the command, and a hash of each input."""
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {label(path)}\n" for path in inputs]
     return f"{command}\n{''.join(sums)}"
 
 
 def label(path: Path) -> str:
-    """What an input is called: outside of the project its name only.
+    """The name of an input in *.inputs: outside the project, without its directory.
 
-    Because pip installs pybootstrap into another directory for each build.
+    The reason is that pip installs pybootstrap into another directory for each build.
     """
     return path.name if path.is_absolute() else str(path)
 
 
 def inputs_file(output: Path) -> Path:
-    """Where step() keeps what output was made from."""
+    """Where step() records what output was made from."""
     return output.with_name(f"{output.name}.inputs")
 
 
@@ -115,10 +115,10 @@ def inputs_file(output: Path) -> Path:
 def make_object(
     source: Path, libbpf: Callable[[], list[str]], libbpf_headers: Iterable[Path] = ()
 ) -> Path:
-    """Compile a BPF program to build/NAME.bpf.o, unless that is made.
+    """Compile a BPF program to build/NAME.bpf.o, unless that is up to date.
 
-    The project's headers, beside the source and in vmlinux/, come before those of HEADERS. libbpf()
-    returns the compiler options for libbpf's; those that are part of the project count as inputs.
+    The project's headers, next to the source and in vmlinux/, come before HEADERS. libbpf() returns
+    the compiler options for libbpf's headers; libbpf_headers are those that count as inputs.
     """
     output = object_of(source)
     inputs, command = recipe(source, libbpf_headers, Path("PKG-INFO").exists())
@@ -128,20 +128,20 @@ def make_object(
         unlinked = output.with_suffix(".unlinked.o")
         directories = [VMLINUX, source.parent, *unique(path.parent for path in shipped_headers())]
         includes = [*(f"-I{path}" for path in directories), *libbpf()]
-        # BTF names the source of each line; where this machine keeps it is of no use elsewhere.
+        # BTF names the source file of each line; this machine's directories are no use elsewhere.
         places = [f"-fdebug-prefix-map={path}=." for path in (Path.cwd(), ROOT)]
         run(clang, *BPF_FLAGS, *WARNINGS, *places, *includes, "-c", source, "-o", unlinked)
-        run(bpftool, "gen", "object", output, unlinked)  # leaves out DWARF
+        run(bpftool, "gen", "object", output, unlinked)  # drops DWARF
 
     step("CLANG", output, inputs, command, make)
     return output
 
 
 def recipe(source: Path, libbpf_headers: Iterable[Path], released: bool) -> tuple[list[Path], str]:
-    """What an object is made from, and how: the inputs and the command of its step.
+    """The inputs and the command of the step that makes an object.
 
-    In a released tree (an unpacked sdist) only what is in it counts: it may be built with another
-    pybootstrap than it was released with, where there is no clang.
+    In a released tree (an unpacked sdist) only its own files count, because it may be built without
+    clang, and with another pybootstrap than it was released with.
     """
     inputs = [source, *headers_of(source), *sorted(libbpf_headers)]
     if released:
@@ -150,7 +150,7 @@ def recipe(source: Path, libbpf_headers: Iterable[Path], released: bool) -> tupl
 
 
 def ship_object(source: Path, tree: Path, libbpf_headers: Iterable[Path] = ()) -> None:
-    """Copy what make_object() made into the tree of an sdist."""
+    """Copy the object that make_object() made into the tree of an sdist."""
     target = tree / object_of(source)
     target.parent.mkdir(exist_ok=True)
     shutil.copy2(object_of(source), target)
@@ -158,7 +158,7 @@ def ship_object(source: Path, tree: Path, libbpf_headers: Iterable[Path] = ()) -
 
 
 def forbid_vmlinux() -> None:
-    """What is released is compiled with what is released."""
+    """End the build if VMLINUX is set: a release is compiled with the headers that it ships."""
     if os.environ.get("VMLINUX"):
         sys.exit("pybootstrap: an sdist is made without VMLINUX: unset it")
 
@@ -173,7 +173,7 @@ def headers_of(source: Path) -> list[Path]:
 
 
 def shipped_headers() -> list[Path]:
-    """HEADERS, as absolute paths; none in the project that they are from."""
+    """HEADERS as absolute paths; empty in pybootstrap itself, which has them as its own."""
     if Path.cwd() == ROOT:
         return []
     installed = (ROOT / INCLUDE).is_dir()
@@ -181,7 +181,7 @@ def shipped_headers() -> list[Path]:
 
 
 def system_libbpf() -> list[str]:
-    """Compiler options for libbpf's headers: of the one a checkout has built, else the system's."""
+    """Compiler options for libbpf's headers: those that a checkout built, or else the system's."""
     built = ROOT / "build/libbpf/include"
     if built.is_dir():
         return [f"-I{built}"]
@@ -190,12 +190,12 @@ def system_libbpf() -> list[str]:
 
 
 def unique(paths: Iterable[Path]) -> list[Path]:
-    """Each once, in the order of their first appearance."""
+    """The paths without repetitions, in the order of their first appearance."""
     return list(dict.fromkeys(paths))
 
 
 def object_of(source: Path) -> Path:
-    """Where make_object() puts what it makes from source."""
+    """Where make_object() puts the object made from source."""
     return BUILD / source.with_suffix(".o").name
 
 
@@ -205,9 +205,9 @@ def object_of(source: Path) -> Path:
 def bpf_objects(*sources: str, into: str) -> dict[str, type[Command]]:
     """The commands for setup(cmdclass=...) that compile these BPF programs into the package `into`.
 
-    sources are paths as in "bpf/NAME.bpf.c", relative to setup.py; each becomes NAME.bpf.o, in an
-    editable install and with "setup.py build_bpf --inplace" beside the package's modules. What
-    cannot be built ends the build with one sentence.
+    sources are paths such as "bpf/NAME.bpf.c", relative to setup.py; each becomes NAME.bpf.o. An
+    editable install and "setup.py build_bpf --inplace" put it next to the package's modules. A
+    build that fails ends with one sentence.
     """
 
     class BuildTool(BuildBpf):
@@ -221,7 +221,7 @@ class BuildBpf(Command):
     """A step of "build" (see setuptools.command.build.SubCommand) that makes the objects."""
 
     description = "compile the BPF programs"
-    user_options: ClassVar = [("inplace", "i", "put them beside the package's modules")]
+    user_options: ClassVar = [("inplace", "i", "put them next to the package's modules")]
     boolean_options: ClassVar = ["inplace"]
 
     programs: tuple[Path, ...]
@@ -238,7 +238,7 @@ class BuildBpf(Command):
         known = self.distribution.packages or []
         if self.package not in known:
             sys.exit(
-                f"pybootstrap: bpf_objects(into={self.package!r}): no package of this project, "
+                f"pybootstrap: bpf_objects(into={self.package!r}): not a package of this project, "
                 f"which has {', '.join(known) or 'none'}: see [tool.setuptools] in pyproject.toml"
             )
         self.make()
@@ -249,12 +249,12 @@ class BuildBpf(Command):
             shutil.copyfile(object_of(source), target)
 
     def make(self) -> None:
-        """All that needs clang."""
+        """Make the objects, the part that needs clang."""
         for source in self.programs:
             make_object(source, system_libbpf)
 
     def places(self, source: Path) -> tuple[Path, Path]:
-        """Where the object goes in what is installed, and where beside the modules."""
+        """Where the object goes for an installation, and where next to the modules."""
         modules: Any = self.get_finalized_command("build_py")
         name, package = object_of(source).name, self.package.replace(".", "/")
         beside = Path(modules.get_package_dir(self.package), name)
@@ -262,7 +262,7 @@ class BuildBpf(Command):
 
     def get_source_files(self) -> list[str]:
         files = unique(path for source in self.programs for path in (source, *headers_of(source)))
-        return [str(path) for path in files if not path.is_absolute()]  # as VMLINUX can be
+        return [str(path) for path in files if not path.is_absolute()]  # VMLINUX can be
 
     def get_outputs(self) -> list[str]:
         return [str(self.places(source)[0]) for source in self.programs]
@@ -308,7 +308,7 @@ def missing(what: str, debian: str, fedora: str = "") -> SystemExit:
 
 
 def works(*command: str) -> bool:
-    """Does this command exist and exit with status 0?"""
+    """Whether this command exists and exits with status 0."""
     try:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError:
@@ -316,7 +316,7 @@ def works(*command: str) -> bool:
 
 
 def find_clang() -> str:
-    """The compiler that knows the BPF target."""
+    """The name of clang; ends the build if there is no clang."""
     clang = os.environ.get("CLANG") or "clang"
     if not works(clang, "--version"):
         raise missing("clang", "clang")
@@ -326,8 +326,8 @@ def find_clang() -> str:
 def find_bpftool() -> str:
     """A bpftool that works.
 
-    It may not be on an ordinary user's PATH. And Ubuntu's /usr/sbin/bpftool refuses to run when
-    there is none for the running kernel, while any can do what a build asks for.
+    It may not be on an ordinary user's PATH. Ubuntu's /usr/sbin/bpftool refuses to run without one
+    for the running kernel, although any bpftool is good enough for a build.
     """
     ubuntus = map(str, sorted(Path("/usr/lib").glob("linux-tools*/*/bpftool"), reverse=True))
     wanted = os.environ.get("BPFTOOL")
@@ -338,13 +338,13 @@ def find_bpftool() -> str:
 
 
 def pkg_config(*words: str) -> list[str]:
-    """What pkg-config answers."""
+    """The words that pkg-config prints."""
     command = [PKG_CONFIG, *words]
     return shlex.split(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
 def check_library(name: str, debian: str, fedora: str) -> None:
-    """A library with its headers, named as pkg-config knows it."""
+    """End the build unless pkg-config finds this library."""
     if not works(PKG_CONFIG, "--version"):
         raise missing("pkg-config", "pkg-config", "pkgconf-pkg-config")
     if not works(PKG_CONFIG, name):

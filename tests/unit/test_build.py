@@ -279,7 +279,7 @@ def test_what_is_missing_is_reported_in_one_sentence(
         ('"bpf/cuont.bpf.c", into="count"', "there is no bpf/cuont.bpf.c to compile"),
         (
             '"bpf/count.bpf.c", into="cuont"',
-            "bpf_objects(into='cuont'): no package of this project, which has count",
+            "bpf_objects(into='cuont'): not a package of this project, which has count",
         ),
     ],
 )
