@@ -6,14 +6,14 @@
 #include "bootstrap.h"
 #include "linked.h"
 #include "shim.h"
-/* The generated code is not ours to tidy. */
+/* Generated code; not ours to fix. */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
 #pragma GCC diagnostic ignored "-Wsign-compare"
 #include "bootstrap.skel.h"
 #pragma GCC diagnostic pop
 
-/* Records are copied as bytes: no padding anywhere. */
+/* Records are copied as bytes, so padding would leak old ring memory. */
 _Static_assert(sizeof(struct process) == 56, "struct process has padding");
 _Static_assert(sizeof(struct exec_record) == 24 + 56 + 8, "struct exec_record has padding");
 _Static_assert(sizeof(struct exit_record) == 24 + 56 + 8 + 8 + 80 + 8,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-# The types of what bpf/ring.h and shim.h declare, as cffi exposes it.
+# Types of what bpf/ring.h and shim.h declare, as cffi exposes it.
 
 from _cffi_backend import FFI
 

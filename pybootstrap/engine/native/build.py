@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 """Makes the C source of the extension module: build.py OUTPUT HEADER...
 
-Whatever the headers declare, Python can use: nothing is declared twice. They hold plain C, so what
-cffi's parser cannot read in them is the preprocessor's, and that is only their include guards.
+Python can use whatever the headers declare, so nothing is declared twice. cffi's parser cannot read
+preprocessor lines; the headers have no others than their include guards, so these are dropped.
 """
 
 from __future__ import annotations

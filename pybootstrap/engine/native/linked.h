@@ -5,8 +5,8 @@
 struct bpf_object_skeleton;
 
 /*
- * Makes the skeleton of the object that is linked in. Returns what it points to, to be freed with
- * free() after bpf_object__destroy_skeleton(); NULL: no memory.
+ * Makes the skeleton of the object that is linked in. Returns the memory that it points to: free()
+ * that after bpf_object__destroy_skeleton(). NULL: no memory.
  */
 void *linked_skeleton(struct bpf_object_skeleton **skeleton);
 

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 /*
- * The only place that calls libbpf. It holds no Python: cffi wraps it (build.py). And it knows no tool:
- * which object to open is said by linked.c or the caller, what to set in it by Python, by name.
+ * The only place that calls libbpf. It does not use Python's API: cffi wraps it (build.py). It knows
+ * no tool either: linked.c or the caller provides the object, and Python sets what is in it by name.
  *
- * Reading: an epoll set holds some descriptors, each marked with what it tells (enum woken_by).
+ * Reading: an epoll set holds these descriptors, each marked with its meaning (enum woken_by).
  *   - the ring buffer map, edge-triggered: the kernel woke us (see bpf/ring.bpf.h for when it does);
- *   - a timer: records have gathered long enough; whoever waits on shim_fd() sees it too;
+ *   - a timer: records have gathered long enough; it makes shim_fd() readable, too;
  *   - an eventfd: shim_wake();
  *   - a pipe: shim_signal_fd();
- *   - for those who write what they read to a pipe or terminal, that: shim_watch_output().
+ *   - for a command, the pipe or terminal that it writes to: shim_watch_output().
  *
- * Calls: each counts itself in and out; shim_close() refuses new ones, and the last one that leaves
- * frees what there is. So nothing is freed under a call of another thread or an interrupted one.
+ * Calls: each counts itself in and out; shim_close() refuses new ones, and the last one to leave
+ * frees everything. So nothing is freed during a call of another thread or an interrupted one.
  */
 #define _GNU_SOURCE /* setresuid(), pipe2() */
 #include <errno.h>
@@ -47,7 +47,7 @@
 
 #define NSEC_PER_SEC 1000000000LL
 
-/* Python takes records apart by these offsets, and copies them as bytes: no padding anywhere. */
+/* Records are copied as bytes, so padding would leak old ring memory. */
 _Static_assert(sizeof(struct record_header) == 24, "struct record_header has padding");
 _Static_assert(4 * MAX_RECORD <= SHIM_MIN_READ, "a read buffer must hold some records");
 _Static_assert(4 * MAX_RECORD <= SHIM_MIN_RING, "any ring must hold some records");
@@ -55,12 +55,12 @@ _Static_assert(4 * MAX_RECORD <= SHIM_MIN_RING, "any ring must hold some records
 enum woken_by { BY_RING = 1, BY_TIMER = 2, BY_STOP = 4, BY_SIGNAL = 8, BY_OUTPUT = 16 };
 
 struct shim {
-	atomic_uint calls; /* in progress, and CLOSED */
+	atomic_uint calls; /* how many are in progress, and CLOSED */
 	bool released;
 	struct bpf_object_skeleton *skeleton;
-	void *parts; /* what it points to */
-	struct bpf_object *names; /* has the names in it, unless it was linked in */
-	atomic_bool loading; /* or loaded, or load has failed */
+	void *parts; /* the memory that skeleton points to */
+	struct bpf_object *names; /* owns the skeleton's names; NULL for the linked-in object */
+	atomic_bool loading; /* load has begun; never cleared */
 	atomic_bool loaded;
 	struct ring_buffer *rb;
 	/* Variables of ring.bpf.h. */
@@ -76,23 +76,23 @@ struct shim {
 	bool verbose;
 	unsigned long long received;
 	unsigned long long lost; /* as of the last read that emptied the ring */
-	unsigned long long told; /* of these, by records and SHIM_LOSS */
-	unsigned long long batches; /* that were moved to the caller's buffer */
-	int batch; /* what was returned for the last one */
+	unsigned long long told; /* of these, reported in records or by SHIM_LOSS */
+	unsigned long long batches; /* how many were moved to the caller's buffer */
+	int batch; /* the result returned for the last one */
 	unsigned long long filled_at; /* *ring_filled_at as of the last drain */
 	long long looked_ns; /* when the last drain began: CLOCK_BOOTTIME as the kernel has it */
-	bool gathering; /* the ring woke us, and the timer is set */
+	bool gathering; /* the ring woke us, so the timer is set */
 	bool behind; /* the last drain left a record that was not submitted yet */
 	bool more; /* the last drain filled its buffer, so the ring may hold more */
 
-	/* The read under way, for take_record(). */
+	/* The current read, for take_record(). */
 	char *buffer;
 	unsigned int size;
 	unsigned int used;
 	long long wall_offset_ns;
 	long long namespace_ns; /* our time namespace's CLOCK_BOOTTIME is ahead of the kernel's */
 
-	/* What libbpf said. */
+	/* libbpf's messages. */
 	FILE *log_stream;
 	char *log;
 	size_t log_size;
@@ -157,9 +157,9 @@ int shim_stats(struct shim *s, struct shim_stats *stats)
 
 /* ---- libbpf's log ---- */
 
-/* libbpf's log function is told no handle: the one that calls libbpf in this thread stands here. */
+/* The handle that is calling libbpf in this thread, because libbpf passes none to its log function. */
 static __thread struct shim *logging;
-static libbpf_print_fn_t other_print; /* of another user of libbpf in this process */
+static libbpf_print_fn_t other_print; /* set by another user of libbpf in this process */
 
 static int keep_log(enum libbpf_print_level level, const char *format, va_list args)
 {
@@ -179,8 +179,8 @@ static int keep_log(enum libbpf_print_level level, const char *format, va_list a
 }
 
 /*
- * Held while libbpf changes what a handle has, and while a fork is under way: so no child gets an
- * object half done. Recursive, because other hooks of a fork may close a handle.
+ * Held while libbpf changes what a handle has, and during a fork, so that no child inherits an object
+ * in the middle of a change. Recursive, because other fork hooks may close a handle.
  */
 static pthread_mutex_t libbpf_lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 
@@ -191,7 +191,7 @@ void shim_before_fork(void)
 
 void shim_after_fork(int in_child)
 {
-	/* A child has another thread id than the owner, so it cannot unlock. */
+	/* The child cannot unlock it, because its thread id is not the owner's. */
 	if (in_child)
 		libbpf_lock = (pthread_mutex_t)PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 	else
@@ -199,8 +199,8 @@ void shim_after_fork(int in_child)
 }
 
 /*
- * Around every change through libbpf. The verifier gives up with -EAGAIN while a signal is pending,
- * so signals wait; there is nothing here that would not end by itself.
+ * Around every change through libbpf. Signals are blocked because the verifier gives up with -EAGAIN
+ * while one is pending. They do not wait for long: everything in here ends by itself.
  */
 static void begin(struct shim *s, sigset_t *before)
 {
@@ -278,7 +278,7 @@ static bool children_share_time(void)
 	       stat("/proc/self/ns/time_for_children", &theirs) || ours.st_ino == theirs.st_ino;
 }
 
-/* When the kernel began to load a program, whatever our time namespace; or -errno. */
+/* The CLOCK_BOOTTIME of a program load, outside of any time namespace; or -errno. */
 static long long load_nothing(void)
 {
 	const struct bpf_insn nothing[] = {{.code = BPF_ALU64 | BPF_MOV | BPF_K},
@@ -294,7 +294,7 @@ static long long load_nothing(void)
 	return err ?: (long long)info.load_time;
 }
 
-/* The best of some, because each can be interrupted between the two clocks. */
+/* Takes the fastest of five measurements, because any may be interrupted between the two clocks. */
 static int measure_offset(long long *offset_ns)
 {
 	long long before, loaded, took, least = LLONG_MAX;
@@ -315,7 +315,7 @@ static int measure_offset(long long *offset_ns)
 
 /*
  * What our time namespace adds to the CLOCK_BOOTTIME that the BPF programs see: time_namespaces(7).
- * /proc tells of the one that children get, which is ours unless this process called unshare(2).
+ * /proc shows the offsets for children, which are ours unless this process called unshare(2).
  */
 static int find_boottime_offset(long long *offset_ns)
 {
@@ -344,11 +344,11 @@ struct shim *shim_new(void)
 	return s;
 }
 
-/* ---- The object: what is in it, by name ---- */
+/* ---- The object: its maps and programs, by name ---- */
 
-enum { MAX_PARTS = 256 }; /* maps, and programs, of an object */
+enum { MAX_PARTS = 256 }; /* maximum number of maps, and of programs, in an object */
 
-/* What the skeleton of an object points to that was not linked in. */
+/* The memory that the skeleton of an object points to, if the object was not linked in. */
 struct parts {
 	struct bpf_object *object;
 	struct bpf_map *map[MAX_PARTS];
@@ -395,15 +395,15 @@ static void name_parts(struct bpf_object_skeleton *skeleton, struct parts *parts
 }
 
 /*
- * What bpftool would have generated. libbpf's functions for skeletons want to know the names of what
- * is in an object before they open it; so it is opened once before, for these.
+ * What bpftool would have generated. libbpf's functions for skeletons need the names of maps and
+ * programs before they open the object, so it is opened once more to get them.
  */
 static int make_skeleton(struct shim *s, const void *elf, unsigned long long size)
 {
 	struct bpf_object_skeleton *skeleton = calloc(1, sizeof(*skeleton));
 	struct parts *parts = calloc(1, sizeof(*parts));
 	int maps, programs;
-	/* Without a name libbpf takes the address; it is part of the names of maps in the kernel. */
+	/* The kernel's names of maps include this; without it libbpf makes a name of the address. */
 	LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = "tool");
 
 	s->skeleton = skeleton;
@@ -509,7 +509,7 @@ static bool is_per_cpu(const struct bpf_map *map)
 	}
 }
 
-/* How many bytes the kernel reads or writes for a key. */
+/* How many bytes the kernel reads or writes for the value of a key. */
 static unsigned int entry_size(const struct bpf_map *map)
 {
 	unsigned int size = bpf_map__value_size(map);
@@ -592,7 +592,7 @@ static char *section_memory(const struct shim *s, const char *section, unsigned 
 	if (!memory || size > all || offset > all - size)
 		return NULL;
 	if (to_write && atomic_load(&s->loading) && bpf_map__map_flags(map) & BPF_F_RDONLY_PROG)
-		return NULL; /* it is read-only now, or will be in a moment */
+		return NULL; /* read-only from load on */
 	return memory + offset;
 }
 
@@ -645,7 +645,7 @@ static const unsigned long long *ring_variable(const struct shim *s, const char 
 
 /* ---- Maps ---- */
 
-/* The descriptor of a map with keys, or values too, of these sizes; or -errno. */
+/* The descriptor of a map with keys and, if given, values of these sizes; or -errno. */
 static int map_fd(const struct shim *s, const char *name, unsigned int key_size,
 		  const unsigned int *value_size)
 {
@@ -708,7 +708,7 @@ int shim_possible_cpus(void)
 
 /* ---- Load, attach, detach, close ---- */
 
-/* What the reader needs to know of a ring: see ring.bpf.h. */
+/* Sets up what the reader needs of a ring: see ring.bpf.h. */
 static int open_ring(struct shim *s, struct bpf_map *map)
 {
 	struct ring_buffer *rb;
@@ -722,7 +722,7 @@ static int open_ring(struct shim *s, struct bpf_map *map)
 		return -ENOKEY;
 	rb = ring_buffer__new(bpf_map__fd(map), take_record, s, NULL);
 	err = rb ? watch(s, bpf_map__fd(map), EPOLLIN | EPOLLET, BY_RING) : -errno;
-	__atomic_store_n(&s->rb, rb, __ATOMIC_RELEASE); /* shim_stats() may be under way */
+	__atomic_store_n(&s->rb, rb, __ATOMIC_RELEASE); /* another thread may be in shim_stats() */
 	return err;
 }
 
@@ -831,7 +831,7 @@ static int detach(struct shim *s)
 	begin(s, &signals);
 	bpf_object__detach_skeleton(s->skeleton);
 	end(0, &signals);
-	/* Programs run under RCU, which this waits for; kernels with nohz_full CPUs refuse it. */
+	/* Programs run under RCU, so wait for a grace period; with nohz_full CPUs that is refused. */
 	if (syscall(__NR_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0))
 		nanosleep(&grace, NULL);
 	return 0;
@@ -848,7 +848,7 @@ static void close_descriptor(int fd)
 		close(fd);
 }
 
-/* Frees everything but the handle itself, which late callers may still ask. */
+/* Frees everything but the handle itself, because late callers may still pass it. */
 static void release(struct shim *s)
 {
 	sigset_t signals;
@@ -879,7 +879,7 @@ void shim_close_in_child(struct shim *s)
 {
 	if (!s || s->released)
 		return;
-	atomic_store(&s->calls, CLOSED); /* the threads that made calls are not in this process */
+	atomic_store(&s->calls, CLOSED); /* the threads in these calls do not exist here */
 	release(s);
 }
 
@@ -904,13 +904,13 @@ int shim_give_up_privileges(unsigned int uid, unsigned int gid)
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
 	    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
 		return -errno;
-	/* Without CAP_SETPCAP (not root) the bounding set stays; no_new_privs makes it idle. */
+	/* Without CAP_SETPCAP (not root) the bounding set stays, which no_new_privs makes harmless. */
 	for (int cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
 		if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) && errno != EPERM)
 			return -errno;
 	if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid))
 		return -errno;
-	/* Or other processes of the same user could trace this one, and take its descriptors. */
+	/* Not dumpable: other processes of the user could trace this one and take its descriptors. */
 	if (syscall(SYS_capset, &header, none) || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
 		return -errno;
 	return 0;
@@ -933,12 +933,12 @@ static int take_record(void *ctx, void *data, size_t size)
 	memcpy(to + sizeof(head), (char *)data + sizeof(head), head.size - sizeof(head));
 	s->used += head.size;
 	s->received++;
-	if (head.lost > s->told) /* a delayed reservation tells less than those before it */
+	if (head.lost > s->told) /* less in a record whose reservation was delayed */
 		s->told = head.lost;
 	return s->size - s->used < MAX_RECORD ? -ENOBUFS : 0;
 }
 
-/* Fires once after delay_ns; 0: not at all. Either way it is not readable until then. */
+/* Has the timer fire once after delay_ns; 0: stops it. It is not readable until it fires. */
 static int set_timer(struct shim *s, long long delay_ns)
 {
 	struct itimerspec t = {
@@ -948,15 +948,15 @@ static int set_timer(struct shim *s, long long delay_ns)
 	return timerfd_settime(s->timer_fd, 0, &t, NULL) ? -errno : 0;
 }
 
-/* As the BPF programs see it. */
+/* CLOCK_BOOTTIME as the BPF programs see it. */
 static long long boottime_ns(const struct shim *s)
 {
 	return now_ns(CLOCK_BOOTTIME) - s->namespace_ns;
 }
 
 /*
- * Records gather for most of the bound, counted from the first of them (bpf/ring.bpf.h). The rest of
- * it is for waking up before, and for taking, decoding and printing the batch after.
+ * Records gather for most of the bound, counted from the first of them (bpf/ring.bpf.h). The rest is
+ * reserved for the wake-up before, and for taking, decoding and printing the batch after.
  */
 static long long left_to_gather(const struct shim *s)
 {
@@ -974,8 +974,8 @@ static int gather(struct shim *s, long long ns)
 }
 
 /*
- * libbpf's rounds, each after a full barrier, until one finds nothing: see bpf/ring.bpf.h. *lost is
- * how many records had been lost when that one began.
+ * Runs libbpf's rounds, each after a full barrier, until one finds nothing: see bpf/ring.bpf.h. Sets
+ * *lost to how many records had been lost when the last round began.
  */
 static int consume(struct shim *s, unsigned long long *lost)
 {
@@ -1007,18 +1007,18 @@ static int drain(struct shim *s, bool timer_is_set)
 	err = consume(s, &lost);
 	s->more = err < 0;
 	if (err == -ENOBUFS)
-		return set_timer(s, 1) ?: (int)s->used; /* for those who wait on shim_fd() */
+		return set_timer(s, 1) ?: (int)s->used; /* wakes a caller that waits on shim_fd() */
 	if (err < 0)
 		return err;
 	s->behind = counter(s->produced) - lost > s->received;
-	if (!s->behind) /* else the losses may be of after that record */
+	if (!s->behind) /* else some losses may be later than that record */
 		s->lost = lost;
 	return (int)s->used;
 }
 
 enum { NO_REASON = -1 };
 
-/* In how many ns it is time to take what is there; NO_REASON: what woke us is none. */
+/* After how many ns to take what is there; NO_REASON: nothing that woke us asks for it. */
 static long long due_in(const struct shim *s, unsigned int woken_by)
 {
 	long long left;
@@ -1033,7 +1033,7 @@ static long long due_in(const struct shim *s, unsigned int woken_by)
 	return left > 0 ? left : 0;
 }
 
-/* Waits, and says why it returned; 0: in vain. */
+/* Waits; sets *woken_by to what ended the wait, 0 for the timeout. Returns 0 or -errno. */
 static int await(struct shim *s, int timeout_ms, unsigned int *woken_by)
 {
 	struct epoll_event events[5];
@@ -1135,9 +1135,9 @@ int shim_fd(struct shim *s)
 
 static int watch_output(struct shim *s, int fd)
 {
-	int err = watch(s, fd, 0, BY_OUTPUT); /* EPOLLERR and EPOLLHUP are always told */
+	int err = watch(s, fd, 0, BY_OUTPUT); /* EPOLLERR and EPOLLHUP are always reported */
 
-	return err == -EPERM ? 0 : err; /* a file: nobody can leave it */
+	return err == -EPERM ? 0 : err; /* a file, which has no reader to lose */
 }
 
 int shim_watch_output(struct shim *s, int fd)
