@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""Names of a package that are imported when first asked for (PEP 562).
+"""Imports the names of a package when they are first used (PEP 562).
 
-Importing one module of a package, as a command does, must not load the others.
+A command imports one module of a package, which must not load the others.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def lazily(
     package: str, modules: Mapping[str, tuple[str, ...]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package; `modules` has the names in each of its modules.
+    """The `__getattr__` and `__dir__` of a package; `modules` maps modules to the names in them.
 
-    A module's own name, up to its first dot, can be asked for as well.
+    A module's own name, up to its first dot, is found as well.
     """
     places = {name: module for module, names in modules.items() for name in names}
     own = {module.partition(".")[0] for module in modules}

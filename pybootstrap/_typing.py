@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What this package needs of `typing` at run time. Importing that would take 3 ms of each start."""
+"""What this package needs of `typing` at run time; importing that would add 3 ms to each start."""
 
 from collections import namedtuple
 
-TYPE_CHECKING = False  # type checkers know the name, and take it for True
+TYPE_CHECKING = False  # type checkers assume True for this name
 
 if TYPE_CHECKING:
     from typing import NamedTuple
@@ -19,7 +19,7 @@ else:
             return made
 
     class NamedTuple(metaclass=_TupleMaker):
-        """As `typing.NamedTuple`, for classes that have fields and a docstring and nothing else."""
+        """Like `typing.NamedTuple`, for classes that have only fields and a docstring."""
 
 
 __all__ = ["TYPE_CHECKING", "NamedTuple"]

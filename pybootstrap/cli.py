@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""The command `bootstrap`: its options, and what is made of them.
+"""The command `bootstrap`: its options, and the Tracer and renderer that they ask for.
 
-Nothing is imported before it is needed: the man page is made from `make_parser()` before the
-extension module exists, and a signal during imports is answered best by `main()`.
+Nothing is imported before it is needed, because the man page is made from `make_parser()` before
+the extension module exists, and because `main()` handles a signal during imports.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ as it happens, with its exit status and how long it ran.
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the command; also what the man page is made from."""
+    """The parser of the command; the man page is made from it, too."""
     from pybootstrap.engine import options
 
     parser = options.make_parser("bootstrap", DESCRIPTION)
@@ -68,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
-    """Each may be given several times, for processes that match any of its values."""
+    """Adds options that may be given several times, for processes that match any of the values."""
     from pybootstrap.engine import options
 
     pid = options.whole_number(1, 2**31 - 1, "")
@@ -85,7 +85,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 
 def _comm(text: str) -> str:
-    """An argparse type: not empty. A process can have such a name, but nobody looks for it."""
+    """An argparse type: not empty. A process can have an empty name, but nobody looks for it."""
     if not text:
         from argparse import ArgumentTypeError
 
@@ -94,14 +94,14 @@ def _comm(text: str) -> str:
 
 
 def _user(text: str) -> int | str:
-    """A number, or else a name; no id has more digits."""
+    """A user id or a name; no id has more than 10 digits."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 10 else text
 
 
 def make_tracer(given: argparse.Namespace, **common: Any) -> Tracer:
-    """The Tracer that these arguments ask for; `common` as `engine.Tracer` takes it.
+    """The Tracer that these arguments ask for; `common` has the settings of `engine.Tracer`.
 
-    Raises SettingError for arguments that make no sense.
+    Raises SettingError for arguments that do not go together.
     """
     from pybootstrap.engine.errors import SettingError
     from pybootstrap.tracer import Tracer
@@ -112,7 +112,7 @@ def make_tracer(given: argparse.Namespace, **common: Any) -> Tracer:
         common["max_processes"] = given.max_processes
     return Tracer(
         min_duration_ms=given.duration or 0,
-        args=given.args or given.json or given.check,  # the check is of all that there is
+        args=given.args or given.json or given.check,  # check everything
         pids=given.pid,
         ppids=given.ppid,
         users=[_user(text) for text in given.user],
@@ -124,7 +124,7 @@ def make_tracer(given: argparse.Namespace, **common: Any) -> Tracer:
 
 
 def make_renderer(given: argparse.Namespace) -> Renderer:
-    """What makes lines of text of the records."""
+    """The renderer for text that these arguments ask for."""
     from pybootstrap.render import TextRenderer
 
     return TextRenderer(args=given.args, long=given.long)
@@ -139,5 +139,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pybootstrap.engine import command
 
         return command.main(make_parser, make_tracer, make_renderer, version=__version__, argv=argv)
-    except KeyboardInterrupt:  # in the import
+    except KeyboardInterrupt:  # during the import
         return 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""What the records of the BPF programs say: the fields of execs and exits.
+"""The events of bootstrap: execs and exits, with their fields.
 
-Each is declared once here, with its members of the structs in `bpf/bootstrap.h`. Text is decoded
-like file names (`os.fsdecode`): `os.fsencode` gives back every byte.
+Each field is declared once, with its members of the structs in `bpf/bootstrap.h`. Text is decoded
+like file names (`os.fsdecode`), so `os.fsencode` restores every byte.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _PAGE_SIZE = sysconf("SC_PAGE_SIZE")  # bytes
 
 
 def _known(value: int) -> int | None:
-    """None for what this kernel does not keep."""
+    """The value; None if this kernel does not keep it."""
     return None if value == _NOT_KNOWN else value
 
 
 def decode_text(tail: bytes) -> list[str]:
-    """File name and arguments as they end a record; empty when they are not known."""
+    """File name and arguments, from the tail of a record; empty if they are not known."""
     text = fsdecode(tail).split("\0")
-    if not text[-1]:  # what was cut has no final NUL
+    if not text[-1]:  # text that was cut has no final NUL
         text.pop()
     return text
 
@@ -63,7 +63,7 @@ def exit_code_of(status: int) -> int:
 
 
 def signal_of(status: int) -> int | None:
-    """WTERMSIG of wait(2); None for none."""
+    """WTERMSIG of wait(2); None if no signal ended the process."""
     return status & 0x7F or None
 
 
@@ -92,21 +92,21 @@ def _usage_partial(flags: int) -> bool:
 
 
 class Usage(NamedTuple):
-    """What a process used: all of its threads since its creation, and none of its children.
+    """What a process used: all of its threads since its creation, without its children.
 
-    These are the kernel's numbers at the moment of the event, which is in the middle of the
-    process's end. wait4(2) looks a little later: see docs/exactness.md for what that adds.
+    These are the kernel's numbers at the event, in the middle of the process's exit. wait4(2) reads
+    them a little later: docs/exactness.md says what that adds.
     """
 
     user_ns: int
-    """CPU time in user space, ns, as getrusage(2) computes it: the scheduler measures the sum in
-    ns (`sum_exec_runtime`), brought up to date at each tick (1/HZ s) and context switch; how much
-    of it was in user space is sampled by the tick (`utime`)."""
+    """CPU time in user space, ns, computed as for getrusage(2): the scheduler measures the total in
+    ns (`sum_exec_runtime`) and updates it at each tick (1/HZ s) and context switch; ticks sample
+    how much of it was in user space (`utime`)."""
     system_ns: int
     """CPU time in the kernel, ns; as `user_ns`, with `stime`."""
     max_rss_bytes: int
-    """Peak resident memory, bytes, in whole pages: `signal->maxrss`. It includes what the process
-    had resident before its exec."""
+    """Peak resident memory, bytes, in whole pages: `signal->maxrss`. It includes memory that was
+    resident before the exec."""
     minor_faults: int
     """Page faults that needed no I/O: `min_flt`."""
     major_faults: int
@@ -124,9 +124,9 @@ class Usage(NamedTuple):
 
 
 def split_cpu_time(utime: int, stime: int, runtime: int) -> tuple[int, int]:
-    """User and system time as the kernel's cputime_adjust() has them.
+    """User and system time, computed like the kernel's cputime_adjust().
 
-    The tick samples utime and stime; their sum is replaced by the measured runtime.
+    Ticks sample utime and stime; this scales them so that their sum is the measured runtime.
     """
     if stime == 0:
         return runtime, 0
@@ -136,7 +136,7 @@ def split_cpu_time(utime: int, stime: int, runtime: int) -> tuple[int, int]:
     return runtime - system, system
 
 
-def _usage(  # noqa: PLR0917 - as struct usage has them
+def _usage(  # noqa: PLR0917 - the members of struct usage
     utime: int, stime: int, runtime: int, rss_pages: int, minor: int, major: int,
     read: int, write: int, voluntary: int, involuntary: int,
 ) -> Usage:  # fmt: skip
@@ -149,32 +149,32 @@ def _usage(  # noqa: PLR0917 - as struct usage has them
 
 
 class ProcessEvent(Record):
-    """What the events of a process have in common: who it is.
+    """What all events of a process have in common: the identity of the process.
 
     Two events with the same `pid` and `start_boottime_ns` are of the same process; a pid alone can
-    be used again. Events are equal when all their fields are. All ids are those of the root
-    namespaces, except `ns_pid`. `record` holds the bytes of the record (struct exec_record or
-    struct exit_record of bpf/bootstrap.h, with `time_ns` as wall clock).
+    be reused. Events are equal if all their fields are. All ids except `ns_pid` are those of the
+    root namespaces. `record` holds the bytes of the record (struct exec_record or struct
+    exit_record of bpf/bootstrap.h, with `time_ns` converted to wall clock).
     """
 
     __slots__ = ()
     TAIL = ("text.filename_size", "text.args_size")
 
-    pid: int = field("process.pid", doc="Process id, that is thread-group id: `task_struct.tgid`.")
+    pid: int = field("process.pid", doc="Process id, that is, thread-group id: `task_struct.tgid`.")
     ppid: int = field(
         "process.ppid",
-        doc="Process id of the parent at the event, also under a debugger: `real_parent->tgid`.",
+        doc="Process id of the parent at the event, not of a debugger: `real_parent->tgid`.",
     )
     uid: int = field(
-        "process.uid", doc="Real user id (`cred.uid`); on exec, as the new program has it."
+        "process.uid", doc="Real user id (`cred.uid`); on exec, that of the new program."
     )
     gid: int = field(
-        "process.gid", doc="Real group id (`cred.gid`); on exec, as the new program has it."
+        "process.gid", doc="Real group id (`cred.gid`); on exec, that of the new program."
     )
     sid: int = field("process.sid", doc="Session id (`signal->pids[PIDTYPE_SID]`): see setsid(2).")
     ns_pid: int = field(
         "process.ns_pid",
-        doc="Process id in the innermost pid namespace of the process: what getpid(2) says there.",
+        doc="Process id in the innermost pid namespace of the process, as getpid(2) returns it.",
     )
     cgroup_id: int | None = field(
         "process.cgroup_id",
@@ -216,7 +216,7 @@ class ExecEvent(ProcessEvent, struct="exec_record"):
         convert=_args,
         doc="""The arguments as the new program sees them: its memory from `mm->arg_start` on.
 
-        Up to 8 KiB are kept. Empty when the Tracer was told `args=False`.
+        Up to 8 KiB are kept. Empty if the Tracer was made with `args=False`.
         """,
     )
     args_truncated: bool = field(
@@ -236,23 +236,23 @@ class ExitEvent(ProcessEvent, struct="exit_record"):
         convert=_filename,
         doc="""`ExecEvent.filename` of its last exec.
 
-        None when no exec was seen, or the Tracer was told `args=False`.
+        None if no exec was seen, or if the Tracer was made with `args=False`.
         """,
     )
     args: tuple[str, ...] | None = field(
         tail=True,
         convert=_args,
-        doc="`ExecEvent.args` of its last exec; None when `filename` is None.",
+        doc="`ExecEvent.args` of its last exec; None if `filename` is None.",
     )
     args_truncated: bool = field(
         "header.flags",
         convert=_args_truncated,
-        doc="Whether arguments were cut at 8 KiB or could not be read, or text could not be kept.",
+        doc="Whether arguments were cut at 8 KiB or unreadable, or text could not be kept.",
     )
     exit_code: int = field(
         "status",
         convert=exit_code_of,
-        doc="""What the program gave to exit(3), 0 to 255: WEXITSTATUS of wait(2).
+        doc="""The low 8 bits of the argument of exit(3): WEXITSTATUS of wait(2).
 
         0 when a signal ended the process: look at `signal` first.
         """,
@@ -260,12 +260,12 @@ class ExitEvent(ProcessEvent, struct="exit_record"):
     signal: int | None = field(
         "status",
         convert=signal_of,
-        doc="The number of the signal that ended the process, WTERMSIG of wait(2); None for none.",
+        doc="Number of the signal that ended the process, or None: WTERMSIG of wait(2).",
     )
     signal_name: str | None = field(
         "status",
         convert=signal_name_of,
-        doc='The name of `signal`, such as "SIGKILL" or "SIGRTMIN+3"; None for none.',
+        doc='Name of `signal`, such as "SIGKILL" or "SIGRTMIN+3", or None.',
     )
     core_dumped: bool = field(
         "status",
@@ -273,7 +273,7 @@ class ExitEvent(ProcessEvent, struct="exit_record"):
         doc="Whether the kernel wrote a core dump: WCOREDUMP of wait(2).",
     )
     duration_ns: int = field(
-        doc="How long the process ran, in ns of CLOCK_BOOTTIME, from what `duration_since` says."
+        doc="How long the process ran, in ns of CLOCK_BOOTTIME; since when: `duration_since`."
     )
     duration_since: str = field(
         "header.flags",

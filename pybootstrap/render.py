@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 """Events as lines of text.
 
-This is the inner loop of the command. So what a line needs is unpacked from the record in one go,
-and what repeats from line to line (names, statuses, the time of day) is rendered once: short names
+This is the inner loop of the command. So it unpacks all that a line needs from the record at once,
+and renders what repeats from line to line (names, statuses, the time of day) only once: short names
 are kept in small caches.
 """
 
@@ -36,21 +36,21 @@ HEADER = _COLUMNS % ("TIME", "EVENT", "COMM", "PID", "PPID", "FILENAME/EXIT CODE
 
 @cache
 def _needs_quotes() -> Callable[[str], object]:
-    """The search for a character that a shell may take for more than itself."""
-    import re  # only for those who print arguments
+    """A search for characters that may have a meaning in a shell."""
+    import re  # needed only to print arguments
 
     return re.compile(r"[^\w@%+=:,./-]").search
 
 
 def _shell_word(word: str) -> str:
-    """A word as a shell would take it literally; shlex.quote() without importing shlex."""
+    """A word, quoted for a shell; shlex.quote() without importing shlex."""
     return "'" + word.replace("'", "'\"'\"'") + "'" if not word or _needs_quotes()(word) else word
 
 
 def command_line(filename: str, args: Sequence[str]) -> str:
-    """The arguments as one line that a shell would take apart the same way, then escaped.
+    """The arguments as one line that a shell would split into the same words, then escaped.
 
-    The program's full name stands for a first argument that only repeats its last part.
+    A first argument that only repeats the last part of the program's name is replaced by that name.
     """
     words = list(args)
     if not words or words[0] == filename.rpartition("/")[2]:
@@ -79,7 +79,7 @@ def _command_line(tail: bytes) -> str:
 
 @cached
 def _ending(status: int) -> tuple[str, str]:
-    """Exit code, and the signal with what stands around it."""
+    """Exit code in brackets, and the signal with a space before it, if there is one."""
     code, signal = exit_code_of(status), signal_name_of(status)
     if signal is None:
         return f"[{code}]", ""
@@ -88,7 +88,7 @@ def _ending(status: int) -> tuple[str, str]:
 
 # ---- Text ----
 
-_LONG_WIDTH = 24  # of what stands before the long columns; longer file names move them
+_LONG_WIDTH = 24  # of the column before the long ones; longer file names move these
 _LONG_AT = len(HEADER) - 1 - len("FILENAME/EXIT CODE") + _LONG_WIDTH
 _LONG_HEADER = f"{'UID':<7} {'CPU':>9} {'MEM':>9}"
 
@@ -116,7 +116,7 @@ class TextRenderer(Renderer):
         self._args = args
         self._long = long
         self._clock = ""
-        self._until_ns = 0  # to when that is right, beginning a second before
+        self._until_ns = 0  # _clock holds for the second that ends then
 
     def _exec(self, record: bytes) -> str:
         flags, time_ns, pid, ppid, comm = _exec_line(record)
@@ -155,7 +155,7 @@ class TextRenderer(Renderer):
 
 
 def _arguments(tail: bytes, flags: int) -> str:
-    """The command line after a space; nothing when it is not known."""
+    """The command line after a space; empty if it is not known."""
     if not tail:
         return ""
     return f" {of(_command_line, tail)}{' ...' if flags & ARGS_TRUNCATED else ''}"

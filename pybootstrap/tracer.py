@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
-"""bootstrap's Tracer: what its settings are, and how the BPF programs get them."""
+"""bootstrap's Tracer: its settings, and how it passes them to the BPF programs."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ __all__ = ["Stats", "Tracer"]
 
 
 class Stats(NamedTuple):
-    """What was counted since the start; `produced == received + lost` once all was read."""
+    """Counters since the start; `produced == received + lost` once everything was read."""
 
     produced: int
-    """Events that the kernel had to send, after all filters."""
+    """Events that passed all filters, so that the kernel had to send them."""
     received: int
     """Events that were read from the ring buffer."""
     lost: int
     """Events that found the ring buffer full."""
     untracked: int
-    """Execs that found the table of processes full: their exits come, with `duration_since`
+    """Execs that found the process table full: their exits are reported, with `duration_since`
     "start" and without file name and arguments."""
     truncated: int
     """Events whose file name or arguments were cut, or could not be read or kept."""
     missed: int
-    """Events that the kernel itself may have left out, at most (the smaller number of
-    `recursion_misses` in `bpf_prog_info` of two programs, either of which sees each event)."""
+    """At most how many events are missing because the kernel skipped a program that was already
+    running on that CPU (`recursion_misses` in `bpf_prog_info`; where two programs see each event,
+    the smaller number counts), or because the claim of an event failed."""
 
 
 # ---- Values ----
@@ -66,7 +67,7 @@ def _pids(name: str, low: int, pids: Iterable[int]) -> list[int]:
 def _user_id(user: int | str) -> int:
     if not isinstance(user, str):
         return engine.whole_number("users", user, 0, 2**32 - 2)
-    import pwd  # few need it
+    import pwd  # few programs need it
 
     try:
         return pwd.getpwnam(user).pw_uid
@@ -102,7 +103,7 @@ def _cgroup(path: str | os.PathLike[str]) -> str:
 
 
 def _filters(**values: list[Any]) -> dict[str, Any]:
-    """As struct filters has them: the values under a name, and how many under its plural."""
+    """The members of struct filters: values under a name, and their number under its plural."""
     counts = {f"{name}s": len(listed) for name, listed in values.items()}
     return {**counts, **values}
 
@@ -113,18 +114,17 @@ def _filters(**values: list[Any]) -> dict[str, Any]:
 def _count_slots(max_processes: int, args: bool) -> int:
     """How many processes have a slot in the array of the process table; a power of two.
 
-    That is half of those it is made for, and with their text, which takes 448 bytes each, an
-    eighth.
+    At most half of max_processes, or an eighth with their text, which takes 448 bytes each.
     """
     return 1 << (max(1, max_processes // (8 if args else 2)).bit_length() - 1)
 
 
 def _count_claims(kernel: tuple[int, ...], twice: bool) -> int:
-    """An entry of `claims` must outlive the exit of its process.
+    """The size of `claims`, where an entry must outlive the exit of its process.
 
-    Each CPU takes free entries by the 128, and before Linux 6.16 the kernel recycled fresh ones
-    when that left too few. From then on the tracepoint says which thread is the last: without
-    second programs nobody claims anything.
+    Each CPU takes 128 free entries at a time, and before Linux 6.16 the kernel recycled fresh ones
+    if too few were left. Since then the tracepoint says which thread is the last, so nothing is
+    claimed unless the programs run twice.
     """
     if kernel >= (6, 16) and not twice:
         return 1
@@ -138,13 +138,14 @@ class Tracer(engine.Tracer):
         on_event: called with each event by `run()` and `poll()`. Leave it out to iterate.
         min_duration_ms: send only exits of processes that ran at least this long, and no execs;
             the kernel filters. 0: send everything.
-        args: carry arguments on exec events, file name and arguments on exit events. Without, the
-            kernel has less to copy.
+        args: carry arguments on exec events, file name and arguments on exit events. Without them
+            the kernel has less to copy.
         max_latency_ms: how long an event may wait for others, in ms, so that one wake-up and one
             batch serve all of them. At 50 processes a second 100 ms take a fifth of the CPU time
-            that 10 ms take; 0 wakes this program for each event. An event is late by what this
-            program needs to get to it on top, when it is busy with other things.
-        pids, ppids: only processes with one of these ids; whose parent has one of these ids.
+            that 10 ms take; 0 wakes this program for each event. If this program is busy, an event
+            waits longer, until it is read.
+        pids: only processes with one of these ids.
+        ppids: only processes whose parent has one of these ids.
         users: only processes of these users (real user id); numbers or names.
         comms: only processes with one of these command names, at most 15 bytes each.
         cgroups: only processes in these cgroups or below; paths of directories of cgroup v2.
@@ -152,20 +153,20 @@ class Tracer(engine.Tracer):
         ring_size: bytes of the ring buffer; a power of two from 64 KiB to 1 GiB.
         max_processes: how many running processes are remembered for their exit. Each takes about
             100 bytes of kernel memory at once, 150 with `args`, and then its text while it lives.
-        verbose: libbpf's debug messages go to stderr.
+        verbose: print libbpf's messages to stderr, with those for debugging.
 
-    A process that is not root, but has capabilities to trace, should call
-    `prctl(PR_SET_DUMPABLE, 0)` when it gives them up: else any process of the same user can take
-    its descriptors (pidfd_getfd(2)), and with them read every event. The command does.
+    A process that has the capabilities to trace but is not root should call
+    `prctl(PR_SET_DUMPABLE, 0)` when it drops them, as the command does. Otherwise any process of
+    the same user can take its descriptors (pidfd_getfd(2)) and read every event.
 
-    Use it in a `with` or `async with` statement, or call `start()` and `close()`. One thread or
-    task at a time reads. `stop()`, `close()`, `stats` and `fileno()` may be used by any other
-    meanwhile, and by signal handlers.
+    Use it in a `with` or `async with` statement, or call `start()` and `close()`. Only one thread
+    or task may read at a time. Any other, and signal handlers, may use `stop()`, `close()`, `stats`
+    and `fileno()` meanwhile.
 
-    All filters work in the kernel; one that is not used costs nothing. A process is reported when
-    it matches one value of each filter that is used. Up to 64 values each.
+    All filters work in the kernel; an unused one costs nothing. A process is reported if it matches
+    one value of each filter that is used. A filter takes up to 64 values.
 
-    Raises SettingError (a ValueError) for values that make no sense.
+    Raises SettingError (a ValueError) for invalid values.
     """
 
     EVENTS = (ExecEvent, ExitEvent)
@@ -204,7 +205,7 @@ class Tracer(engine.Tracer):
         self._old = False  # handle_exec_old and handle_exit_old run
 
     def start(self) -> Any:
-        """As the engine's; raises SettingError for a path that is no cgroup, too."""
+        """Like the engine's; raises SettingError for a path that is not a cgroup, too."""
         descriptors: list[int] = []
         try:
             descriptors.extend(map(_open_cgroup, self._cgroups))
@@ -214,10 +215,10 @@ class Tracer(engine.Tracer):
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    # ---- What the engine asks ----
+    # ---- What the engine calls ----
 
     def on_open(self, skeleton: Skeleton) -> None:
-        """A kernel before 5.17 has no bpf_loop(): then the old programs will do."""
+        """Sets everything; before Linux 5.17, which has no bpf_loop(), uses the old programs."""
         kernel = kernel_version()
         self._old = old = self._old or kernel < (5, 17)
         twice = kernel >= (7, 0) and not old
@@ -238,24 +239,24 @@ class Tracer(engine.Tracer):
         progs.exec_again.autoload = progs.exit_again.autoload = twice
 
     def on_refusal(self) -> bool:
-        """Any kernel without JIT refuses the callback of bpf_loop(), too."""
+        """Retries with the old programs: a kernel without JIT refuses bpf_loop()'s callback."""
         refused, self._old = not self._old, True
         return refused
 
     def _size_maps(self, maps: Names, slots: int) -> None:
         maps.exec_start.max_entries = slots
         maps.exec_start_more.max_entries = self._max_processes
-        # A kernel without cgroups has no such map.
+        # Kernels without cgroups do not have this type of map.
         maps.cgroups.set_autocreate(bool(self._cgroups))
         if self._args:
             maps.exec_text.max_entries = slots
             # Linux 5.10 has no map larger than 4 GiB, even of entries that are not there yet.
             maps.exec_text_more.max_entries = min(self._max_processes, 2**22)
-            # And whoever runs programs with long arguments shall not fill more than 64 MiB.
+            # Users who run programs with long arguments can fill at most 64 MiB.
             maps.exec_text_long.max_entries = min(self._max_processes, 4096)
 
     def on_load(self, skeleton: Skeleton) -> None:
-        """Raises SettingError for a path that is no cgroup."""
+        """Fills the cgroups map; raises SettingError for a path that is not a cgroup."""
         try:
             for index, descriptor in enumerate(self._descriptors):
                 skeleton.maps.cgroups[index] = descriptor
@@ -267,17 +268,17 @@ class Tracer(engine.Tracer):
             ) from None
 
     def count(self, skeleton: Skeleton, produced: int, received: int, lost: int) -> Stats:
-        """As the engine's, with counters of bootstrap's own."""
+        """Like the engine's, with bootstrap's own counters."""
         progs, bss = skeleton.progs, skeleton.bss
         execs = [progs.handle_exec, progs.handle_exec_old, progs.exec_again]
         exits = [progs.handle_exit, progs.handle_exit_old, progs.exit_again]
-        # After privileges were dropped nobody may ask: then the last known number stands.
+        # After dropping privileges the query may fail; then the last known number stands.
         self._missed = max(self._missed, _left_out(execs) + _left_out(exits))
         missed = bss.unclaimed + self._missed
         return Stats(produced, received, lost, bss.untracked, bss.truncated, missed)
 
     def closing_remarks(self, stats: Stats) -> list[str]:
-        """Says how many programs found the process table full."""
+        """Reports how many programs found the process table full."""
         if not stats.untracked:
             return []
         untracked = (
@@ -287,7 +288,7 @@ class Tracer(engine.Tracer):
         return [untracked]
 
     def check_remark(self) -> str:
-        """Says which of two ways the kernel's tracepoint and ours take."""
+        """Says which form the exit tracepoint has, and whether the old programs run."""
         dead = lib.shim_kernel_has_struct(b"trace_event_raw_sched_process_exit")
         form = "says which thread is the last" if dead else "does not say which thread is the last"
         return f"the exit tracepoint {form}{'; without bpf_loop()' if self._old else ''}"
@@ -302,6 +303,6 @@ class Tracer(engine.Tracer):
 
 
 def _left_out(programs: list[Any]) -> int:
-    """At most so many events were left out: those for which each of the programs was skipped."""
+    """At most how many events are missing: those for which all of the programs were skipped."""
     counts = [program.skipped for program in programs]
     return min((count for count in counts if count is not None), default=0)
