@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 #
-# The front door for people. It knows how to get what is needed and whom to call; how the native
-# part is built stands in setup.py. V=1 shows commands; VMLINUX=build/vmlinux builds with what
-# "make vmlinux" wrote.
+# The entry point for developers: it installs what is needed and runs the right program. setup.py
+# builds the native part. V=1 shows commands; VMLINUX=build/vmlinux builds with what "make vmlinux"
+# wrote.
 
 PYTHON ?= python3
 MINUTES ?= 30
@@ -11,11 +11,11 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
-# What the build asks for, from pyproject.toml.
+# What the build requires, from pyproject.toml.
 REQUIRES = $(shell sed -n 's/^requires = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ',')
 
-# With a plain path: setuptools' import hook would take 10 ms of each start. (And its editable
-# installs leave out data files, so the man page is linked.)
+# A plain path, because setuptools' import hook would add 10 ms to each start. (Its editable installs
+# leave out data files, so the man page is linked.)
 EDITABLE := --config-settings editable_mode=compat
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -26,7 +26,7 @@ QUIET := $(if $(filter 1,$(V)),,-q)
 
 # bpftool is in /usr/sbin, which an ordinary user's PATH may lack.
 export PATH := $(PATH):/usr/sbin:/sbin
-# A developer's build: warnings in our C are errors.
+# In a developer's build, warnings in our C are errors.
 export PYBOOTSTRAP_WERROR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export V VMLINUX
@@ -39,7 +39,7 @@ C_FILES = $(wildcard bpf/*.[ch] pybootstrap/*.c pybootstrap/engine/native/*.[ch]
 
 EXAMPLES = $(addprefix ./,$(wildcard examples/*))
 
-# Programs beside the package; each directory is checked by itself.
+# Programs outside the package; each directory is checked by itself.
 SCRIPTS = $(wildcard bench tests/exactness tests/matrix tests/sanitize tests/fuzz tests/soak)
 
 # Projects of their own, with tests.
@@ -97,17 +97,17 @@ deps: ## Install the system packages that are missing (Debian, Ubuntu)
 	need python3-dev $(PYTHON) -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")'; \
 	$(INSTALL_MISSING)
 
-# On a machine where nothing happens, a first run should show something too.
+# A first run should show something on an idle machine, too.
 run: all ## Build and run the command, as root: make run ARGS='-d 10'; without ARGS a demonstration
 ifeq ($(strip $(ARGS)),)
-	@echo "Six events of this machine, while this runs sleep and false. The plain command: ARGS='-d 10'"
+	@echo "Six events of this machine, while this runs sleep and false. Without these: make run ARGS='-d 10'"
 	@while kill -0 $$$$ 2>/dev/null; do sleep 0.1; /bin/false; done & \
 	$(AS_ROOT) $(VENV)/bin/bootstrap -n 6
 else
 	@$(AS_ROOT) $(VENV)/bin/bootstrap $(ARGS)
 endif
 
-# Who reads our JSON in the tests, a workload, and what the examples' tests need.
+# Programs that read our JSON in the tests, a workload, and what the examples' tests need.
 test-deps: | deps
 	@missing=; \
 	need() { name=$$1; shift; "$$@" >/dev/null 2>&1 || missing="$$missing $$name"; }; \
@@ -122,7 +122,7 @@ test-deps: | deps
 test: all test-deps ## Run all tests, as root: make test ARGS='-k exec'
 	@$(AS_ROOT) env PYBOOTSTRAP_REQUIRE_KERNEL=1 $(PY) -m pytest -p no:cacheprovider $(ARGS)
 
-# What the wheel is made from, as far as what it does on a kernel goes.
+# The inputs of the wheel that decide what it does on a kernel.
 WHEEL_INPUTS = $(wildcard bpf/*.[ch] vmlinux/*.h pybootstrap/*.py pybootstrap/*/*.py pybootstrap/*.c pybootstrap/engine/native/*) setup.py pyproject.toml
 
 build/kernels/wheel: $(WHEEL_INPUTS) | all
@@ -185,7 +185,7 @@ wheel: all ## Make the sdist, and from it the wheel for other machines, in dist/
 	$(Q)mv build/wheel/*.tar.gz dist/
 	@ls -1 dist/*.whl dist/*.tar.gz
 
-# A checkout of libbpf serves pybootstrap; a tool is compiled against the headers of the system's.
+# pybootstrap can use a checkout of libbpf; a tool is compiled against the system's headers.
 new-deps: | deps
 	@missing=; \
 	need() { name=$$1; shift; "$$@" >/dev/null 2>&1 || missing="$$missing $$name"; }; \

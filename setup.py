@@ -9,9 +9,9 @@
 
 libbpf/ is built first when the submodule is checked out; else the system's libbpf is used.
 
-What a step is, and what is read from the environment, stands in pybootstrap/engine/build.py; here
-CC names another C compiler as well. The sdist ships the skeleton and what it was made from, so no
-step before it runs there. Of libbpf the version that the C code is compiled with counts as input.
+pybootstrap/engine/build.py describes steps and the environment; here CC names another C compiler as
+well. The sdist ships the skeleton and what it was made from, so no step before it runs there. The
+version of libbpf that the C code is compiled with counts as an input.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
-sys.path.insert(0, str(Path(__file__).parent))  # not there when pip runs this
+sys.path.insert(0, str(Path(__file__).parent))  # pip runs this without it
 from pybootstrap.engine.build import (
     BUILD,
     HEADERS,
@@ -71,7 +71,7 @@ ABI3 = ("Py_LIMITED_API", "0x03090000")  # with "cp39" below and requires-python
 
 
 def check_python() -> None:
-    """The limited API and the Tracer both rely on the interpreter's lock."""
+    """End the build for free-threaded Python: the limited API and the Tracer rely on the GIL."""
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         sys.exit(
             "pybootstrap: free-threaded Python (3.13t, 3.14t) is not supported: use the ordinary "
@@ -80,7 +80,7 @@ def check_python() -> None:
 
 
 def check_c_toolchain() -> None:
-    """What every build needs, of libbpf only what is under it."""
+    """End the build without what every build needs; of libbpf, only its own dependencies."""
     cc = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
     if not works(cc, "--version"):
         raise missing(f"a C compiler ({cc})", "gcc")
@@ -98,18 +98,18 @@ class Libbpf(NamedTuple):
 
     include: list[str]  # compiler options
     link: list[str]  # linker options
-    files: list[Path]  # what is in these goes into the extension
+    files: list[Path]  # archives that are linked into the extension
     version: str
 
 
 def is_checked_out() -> bool:
-    """Was the submodule fetched, and not only named?"""
+    """Whether the submodule was fetched."""
     return (SUBMODULE / "src/Makefile").exists()
 
 
 @cache
 def find_libbpf() -> Libbpf:
-    """The submodule's libbpf when it is checked out, made here; else the system's."""
+    """The submodule's libbpf, built here, if it is checked out; else the system's."""
     if is_checked_out():
         return make_libbpf()
     check_library("libbpf >= 1.0", "libbpf-dev", "libbpf-devel")
@@ -122,17 +122,17 @@ def find_libbpf() -> Libbpf:
 
 
 def bpf_headers() -> Iterable[Path]:
-    """Those that BPF programs include, of the submodule."""
+    """The submodule's headers that BPF programs include."""
     return (SUBMODULE / "src").glob("bpf_*.h")
 
 
 def make_libbpf() -> Libbpf:
-    """Static, position-independent, its symbols not visible outside of the extension."""
+    """Build it static and position-independent, its symbols not visible outside the extension."""
     prefix = BUILD / "libbpf"
-    # Seen from there, because its Makefile cannot do with spaces in our own path.
+    # A relative path, because its Makefile fails if our own path contains spaces.
     place = os.path.relpath(prefix.resolve(), (SUBMODULE / "src").resolve())
     archive = BUILD / "libbpf/libbpf.a"
-    # CFLAGS=-fPIC would take away libbpf's own -O2.
+    # CFLAGS=-fPIC would replace libbpf's own -O2.
     command = ["make", "-C", str(SUBMODULE / "src"), "BUILD_STATIC_ONLY=1"]
     command += ["EXTRA_CFLAGS=-fPIC", "PREFIX=", "INCLUDEDIR=/include", "LIBDIR=/lib"]
     command += [f"OBJDIR={place}", f"DESTDIR={place}"]
@@ -158,7 +158,7 @@ def make_libbpf() -> Libbpf:
 
 
 def make_skeleton() -> None:
-    """The BPF object and, made from it, the C header with the object in it."""
+    """Make the BPF object and, from it, the C header that contains it."""
     bpf_object = make_object(BPF_SOURCE, lambda: find_libbpf().include, bpf_headers())
 
     def generate() -> None:
@@ -172,7 +172,7 @@ def make_skeleton() -> None:
 
 
 def make_binding() -> None:
-    """The C source that cffi makes: what carries calls from Python to the shim."""
+    """Make the C source that passes calls from Python to the shim."""
     script = NATIVE / "build.py"
     headers = [RING, NATIVE / "shim.h"]
 
@@ -183,12 +183,12 @@ def make_binding() -> None:
 
 
 def compile_shim(compiler: list[str]) -> list[Path]:
-    """The objects of our own C, compiled apart: our warnings are not meant for what cffi makes."""
+    """Compile our own C apart, because our warnings are not meant for the code that cffi makes."""
     return [compile_c(compiler, NATIVE / "shim.c"), compile_c(compiler, LINKED)]
 
 
 def compile_c(compiler: list[str], source: Path) -> Path:
-    """One of them."""
+    """Compile one source."""
     output, libbpf = BUILD / f"{source.stem}.o", find_libbpf()
     command = [*compiler, *SHIM_FLAGS]
     includes = ["-Ibpf", f"-I{BUILD}", f"-I{NATIVE}", *libbpf.include]
@@ -202,7 +202,7 @@ def compile_c(compiler: list[str], source: Path) -> Path:
 
 
 class BuildExt(build_ext):
-    """Every step up to pybootstrap/engine/_native.abi3.so."""
+    """Runs every step up to pybootstrap/engine/_native.abi3.so."""
 
     def run(self) -> None:
         check_python()
@@ -232,7 +232,7 @@ class BuildExt(build_ext):
         step("CC", built, inputs, shlex.join([*command, *ABI3]), make)
         if not target.exists() or target.read_bytes() != built.read_bytes():
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)  # not written over: it may be in use
+            target.unlink(missing_ok=True)  # not overwritten, because it may be in use
             shutil.copy2(built, target)
 
 
@@ -240,10 +240,10 @@ class BuildExt(build_ext):
 
 
 class BuildPy(build_py):
-    """Adds the headers that other tools are built with; in an editable install these stay here."""
+    """Adds the headers that other tools need; in an editable install they stay where they are."""
 
     def headers(self) -> dict[str, str]:
-        """From what to what they are copied."""
+        """Maps each header to the place that it is copied to."""
         if self.editable_mode:
             return {}
         return {str(path): str(self.build_lib / INCLUDE / path.name) for path in HEADERS}
@@ -259,7 +259,7 @@ class BuildPy(build_py):
 
 
 class Sdist(sdist):
-    """Ships what is generated too, so that installing from it needs neither clang nor bpftool."""
+    """Ships generated files, too, so that installing from it needs neither clang nor bpftool."""
 
     def run(self) -> None:
         forbid_vmlinux()
