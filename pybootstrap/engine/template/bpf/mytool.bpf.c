@@ -5,7 +5,7 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* A record. Each byte is written: so it has no padding, and its size is a multiple of 8. */
+/* A record. Every byte must be written, so it has no padding: its size is a multiple of 8. */
 struct sent {
 	struct record_header header;
 	u32 pid; /* who gets it */

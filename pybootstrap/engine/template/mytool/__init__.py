@@ -24,7 +24,7 @@ NAMES = {signal.value: signal.name for signal in Signals}
 
 
 class Sent(Event, object=OBJECT, struct="sent"):
-    """A signal was sent. The sender of what the kernel sends is whoever ran at that moment."""
+    """A signal was sent. If the kernel sent it, the sender is the process that was running."""
 
     __slots__ = ()
     signal: int = field(doc="Its number: see signal(7).")
@@ -57,17 +57,17 @@ class Tracer(engine.Tracer):
         skeleton.rodata.only_signal = self._signal
 
     def count(self, skeleton: Skeleton, produced: int, received: int, lost: int) -> Any:
-        """What `stats` says, as the engine has it; notes a counter of ours."""
+        """Makes the value of `stats`, like the engine; also keeps our own counter."""
         self.others = skeleton.bss.others
         return super().count(skeleton, produced, received, lost)
 
     def closing_remarks(self, stats: Any) -> list[str]:  # noqa: ARG002
-        """What the command says at its end, a line each."""
+        """What the command prints when it ends, one line each."""
         return [f"{self.others} other signals were sent"] if self._signal else []
 
 
 def make_parser() -> ArgumentParser:
-    """The options: these, and those that all tools have."""
+    """The options: the tool's own, and those that all tools have."""
     parser = options.make_parser("mytool", "Shows every signal that is sent on this machine.")
     number = options.whole_number(1, 64, "")
     text = "show only signals of this number; the kernel filters"
@@ -77,17 +77,17 @@ def make_parser() -> ArgumentParser:
 
 
 def make_tracer(given: Namespace, **common: Any) -> Tracer:
-    """What the options ask for."""
+    """The Tracer that the options ask for."""
     return Tracer(signal=given.signal, **common)
 
 
 def make_renderer(_: Namespace) -> Renderer:
-    """Lines of text; JSON needs nothing."""
+    """The renderer for text; JSON needs none."""
     return Renderer({Sent: sent}, header=HEADER)
 
 
 def sent(event: Sent) -> str:
-    """A line."""
+    """The line for an event."""
     name = NAMES.get(event.signal, event.signal)
     sender = (event.sender_pid, escape(event.sender_comm))
     receiver = escape(event.comm) + (" (ignored)" if event.ignored else "")

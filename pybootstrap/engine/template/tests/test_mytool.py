@@ -1,4 +1,4 @@
-"""These load the BPF program, as root. What is right is decided by who gets a signal."""
+"""These tests load the BPF program, as root, and compare events with signals that they send."""
 
 from __future__ import annotations
 
