@@ -8,6 +8,17 @@ built from the names below. docs/your-own-tool.md shows how to write and install
 from pybootstrap._typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pybootstrap.engine.errors import (
+        BootstrapError,
+        LoadError,
+        ObjectError,
+        PrivilegeError,
+        RecordError,
+        SettingError,
+        StateError,
+        UnknownNameError,
+        UnsupportedKernelError,
+    )
     from pybootstrap.engine.events import Event, LostEvent, event_classes, field, text
     from pybootstrap.engine.render import Renderer, clock, escape
     from pybootstrap.engine.skeleton import Map, Program, Skeleton
@@ -18,6 +29,17 @@ else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
+            "errors": (
+                "BootstrapError",
+                "LoadError",
+                "ObjectError",
+                "PrivilegeError",
+                "RecordError",
+                "SettingError",
+                "StateError",
+                "UnknownNameError",
+                "UnsupportedKernelError",
+            ),
             "events": ("Event", "LostEvent", "event_classes", "field", "text"),
             "render": ("Renderer", "clock", "escape"),
             "skeleton": ("Map", "Program", "Skeleton"),
@@ -26,14 +48,23 @@ else:
     )
 
 __all__ = [
+    "BootstrapError",
     "Event",
+    "LoadError",
     "LostEvent",
     "Map",
+    "ObjectError",
+    "PrivilegeError",
     "Program",
+    "RecordError",
     "Renderer",
+    "SettingError",
     "Skeleton",
+    "StateError",
     "Stats",
     "Tracer",
+    "UnknownNameError",
+    "UnsupportedKernelError",
     "clock",
     "escape",
     "event_classes",

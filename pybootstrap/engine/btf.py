@@ -267,7 +267,10 @@ def layout(record: Type, *paths: str) -> struct.Struct:
         if not member.code:
             raise SettingError(f"{path} of {record.name} is {member.name}, not a single value")
         if offset < position:
-            raise SettingError(f"{path} of {record.name} is out of the struct's order")
+            ordered = ", ".join(sorted(paths, key=lambda one: record.member(one)[0]))
+            raise SettingError(
+                f"{path} of {record.name} is out of the struct's order, which is {ordered}"
+            )
         form += f"{offset - position}x{member.code}"
         position = offset + member.size
     return struct.Struct(form)

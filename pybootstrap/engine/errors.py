@@ -51,15 +51,25 @@ class StateError(BootstrapError, RuntimeError):
 
 
 class RecordError(BootstrapError, RuntimeError):
-    """Bytes are not a record of this version: a bug in this package, please report it."""
+    """Bytes are not a record that the BPF source declares: a bug in the tool or in this package."""
 
 
-def _last_line(log: str) -> str:
-    """The last line with a reason: the verifier prints its verdict before its statistics."""
+_VERIFIER = "BEGIN PROG LOAD LOG"
+
+
+def _reason(log: str) -> str:
+    """The line of a log that says why: the verifier's verdict, or libbpf's first complaint."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    if _VERIFIER not in log:
+        words = ("fail", "missing", "unknown", "invalid")
+        complaints = [line for line in lines if any(word in line for word in words)]
+        return (complaints or lines or [""])[0]
+    # It prints its verdict before its statistics, and the source before its instructions.
     noise = ("processed ", "verification time", "stack depth", "--", "libbpf:", "mark_precise")
-    lines = [line.strip() for line in log.splitlines()]
-    said = [line for line in lines if line and not line.startswith(noise)]
-    return said[-1] if said else (lines[-1] if lines else "")
+    said = [line for line in lines if not line.startswith(noise)]
+    source = [line for line in said if line.startswith("; ")]
+    at = f" at `{source[-1][2:]}`" if source else ""
+    return f"{said[-1]}{at}" if said else ""
 
 
 def start_error(code: int, step: str, log: str) -> BootstrapError:
@@ -76,7 +86,7 @@ def start_error(code: int, step: str, log: str) -> BootstrapError:
         error = UnsupportedKernelError(failed.detail)
     elif failed is not None:
         error = PrivilegeError(failed.detail)
-    elif code in (EPERM, EACCES) and "BEGIN PROG LOAD LOG" not in log:
+    elif code in (EPERM, EACCES) and _VERIFIER not in log:
         error = PrivilegeError(
             "the kernel refuses BPF although this process has CAP_BPF and CAP_PERFMON: programs "
             "for the network need CAP_NET_ADMIN, too; otherwise check the seccomp and security "
@@ -85,11 +95,10 @@ def start_error(code: int, step: str, log: str) -> BootstrapError:
     elif code == ENOMEM:
         error = LoadError("not enough memory for the BPF maps: make the ring or other maps smaller")
     else:
-        verdict = _last_line(log)
+        what = "the verifier refuses them" if _VERIFIER in log else os.strerror(code)
+        reason = _reason(log)
         error = LoadError(
-            f"cannot {step} the BPF programs: {os.strerror(code)}"
-            + (f" ({verdict})" if verdict else ""),
-            log,
+            f"cannot {step} the BPF programs: {what}" + (f" ({reason})" if reason else ""), log
         )
     if isinstance(error, OSError):
         error.errno = code

@@ -247,14 +247,14 @@ class Event:
     @classmethod
     def _bind(cls, elf: bytes | None, struct_name: str) -> None:
         types = types_of(elf)
-        kinds = {found.name: kind for kind, found in types.records().items()}
-        cls._struct = types.struct(struct_name)
-        if cls._struct.name not in kinds:
+        kinds = {found.name.partition(" ")[2]: kind for kind, found in types.records().items()}
+        if struct_name not in kinds:
             raise SettingError(
-                f"{struct_name} is not a record of the object: add RECORD(1, {struct_name}); to "
-                "the BPF source"
+                f"the object has no record {struct_name!r}; it has {', '.join(kinds) or 'none'}: "
+                f"add RECORD(1, {struct_name}); to the BPF source"
             )
-        cls.KIND = kinds[cls._struct.name]
+        cls._struct = types.struct(struct_name)
+        cls.KIND = kinds[struct_name]
         cls._open_end = _open_end(cls._struct)
         cls.HEAD_SIZE = cls._struct.size if cls._open_end is None else cls._open_end
         if "NAME" not in vars(cls):

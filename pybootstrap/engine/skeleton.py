@@ -272,6 +272,8 @@ class Map:
     def __setitem__(self, key: object, value: Any) -> None:
         about, _, value_type = self._types()
         if about.per_cpu:
+            if not hasattr(value, "__iter__"):
+                value = [value]  # which are too few
             pad = bytes(-about.value_size % 8)
             encoded = b"".join(value_type.encode(one) + pad for one in value)
             if len(encoded) != about.entry_size:
@@ -420,7 +422,11 @@ class Skeleton:
         elf: contents of the object file; None: the object that is linked into the extension.
         verbose: print libbpf's messages to stderr, with those for debugging.
 
-    Raises ObjectError if the file is not a BPF object or has no BTF. Open only files that you
+    Attributes:
+        maps: the maps by name, such as `skeleton.maps.rb` (`Map`).
+        progs: the programs by name, such as `skeleton.progs.on_packet` (`Program`).
+
+    Raises ObjectError if the file is not a BPF object, or has no BTF. Open only files that you
     trust: their programs run in the kernel, and libbpf can crash on a damaged one.
 
     Only one thread at a time may use a skeleton, except to read variables, map entries and

@@ -194,6 +194,17 @@ class Tracer:
         self._wake_task: Callable[[], object] | None = None  # wakes the waiting asyncio task
         _tracers.add(self)
 
+    def __init_subclass__(cls) -> None:
+        """Refuses an `__init__` that uses a private name of ours: a tool would set it unawares."""
+        super().__init_subclass__()
+        init = getattr(vars(cls).get("__init__"), "__code__", None)
+        taken = _OWN_NAMES.intersection(init.co_names) if init else None
+        if taken:
+            raise SettingError(
+                f"{cls.__name__}.__init__ uses {', '.join(sorted(taken))}, which belongs to the "
+                "engine's Tracer: use another name"
+            )
+
     # ---- What a tool overrides ----
 
     def on_open(self, skeleton: Skeleton) -> None:
@@ -231,6 +242,8 @@ class Tracer:
     @classmethod
     def events(cls) -> tuple[type[Event], ...]:
         """The event classes. Raises SettingError if EVENTS does not fit OBJECT."""
+        if not isinstance(cls.EVENTS, tuple):
+            raise SettingError(f"EVENTS must be a tuple of event classes, not {cls.EVENTS!r}")
         if not cls.EVENTS:
             return event_classes(cls.OBJECT)
         kinds = dict(types_of(cls.OBJECT).records())
@@ -665,3 +678,8 @@ class Tracer:
             decoder.lost = told
             raise
         return events
+
+
+_OWN_NAMES = frozenset(
+    name for name in Tracer.__init__.__code__.co_names if name.startswith("_") and name[1] != "_"
+)

@@ -136,8 +136,9 @@ def test_a_per_cpu_map_gives_lists(skeleton: Skeleton) -> None:
     counts[0] = range(cpus)
     assert counts[0] == list(range(cpus))
     assert counts.total(0) == sum(range(cpus))
-    with pytest.raises(SettingError, match="one for each possible CPU"):
-        counts[0] = [1] * (cpus + 1)
+    for wrong in ([1] * (cpus + 1), 1) if cpus > 1 else ([1, 1],):
+        with pytest.raises(SettingError, match="one for each possible CPU"):
+            counts[0] = wrong
 
 
 def test_programs_attach_where_their_section_says(skeleton: Skeleton) -> None:
@@ -415,3 +416,29 @@ def test_a_renderer_without_a_line_for_an_event_is_refused(forks: bytes) -> None
     with Forks(ring_size=65536) as tracer:  # noqa: SIM117
         with pytest.raises(SettingError, match="the renderer has no line for ForkRecord"):
             next(tracer._batches({}))
+
+
+REFUSED = {
+    "tp_btf/sched_process_frk": ("return 0;", "failed to find kernel BTF type ID of"),
+    "tp_btf/sched_process_fork": (
+        "return *(volatile int *)(u64)bpf_get_prandom_u32();",
+        "the verifier refuses them.*invalid mem access.*at `.*return",
+    ),
+}
+
+
+@pytest.mark.parametrize("section", REFUSED)
+def test_what_the_kernel_refuses_is_named(section: str, tmp_path: Path) -> None:
+    body, reason = REFUSED[section]
+    source = tmp_path / "refused.bpf.c"
+    source.write_text(f"""
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+char LICENSE[] SEC("license") = "GPL";
+SEC("{section}") int on_fork(u64 *ctx) {{ {body} }}
+""")
+    options = ["-Wno-unused-parameter", "-Wno-int-to-pointer-cast"]
+    with Skeleton(compiled(tmp_path, str(source), *options)) as skeleton:
+        with pytest.raises(LoadError, match=reason) as caught:
+            skeleton.load()
+        assert "\n" not in str(caught.value)

@@ -212,7 +212,7 @@ def test_fields_have_the_values_of_the_struct() -> None:
 
 
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
-    "no such struct": ("nothing", {}, "no struct 'nothing'; it has"),
+    "no such struct": ("nothing", {}, "no record 'nothing'; it has sample, parts, odd, open_ended"),
     "no kind": ("other", {}, r"RECORD\(1, other\);"),
     "no such member": ("sample", {"size": field()}, "no member 'size'; it has header, big"),
     "text of a number": ("sample", {"big": ("str", field())}, "big is a str, but big of struct"),
@@ -545,7 +545,18 @@ def test_events_must_belong_to_the_object() -> None:
         OBJECT = sample_object()
         EVENTS = (ExitEvent,)
 
+    with pytest.raises(SettingError, match="must be a tuple of event classes, not <class"):
+        type("Lone", (Tracer,), {"OBJECT": sample_object(), "EVENTS": SampleEvent})()
     with pytest.raises(SettingError, match="EVENTS lacks a class for struct parts, struct odd"):
         Incomplete()
     with pytest.raises(SettingError, match="EVENTS has ExitEvent, which is of another object"):
         Strange()
+
+
+def test_a_tracer_does_not_take_a_name_of_the_engines() -> None:
+    with pytest.raises(SettingError, match=r"Careless\.__init__ uses _pid, which belongs to"):
+
+        class Careless(Tracer):
+            def __init__(self, pid: int, **common: Any) -> None:
+                super().__init__(**common)
+                self._pid = pid
