@@ -153,5 +153,5 @@ def say(name: str, message: object) -> None:
         return
     import contextlib  # here, because many commands print no message
 
-    with contextlib.suppress(OSError, OutputError):
+    with contextlib.suppress(OSError, OutputError, NoReaderError):
         Output(sys.stderr.fileno(), "utf-8").write(f"{name}: {message}\n")

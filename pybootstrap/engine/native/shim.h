@@ -165,9 +165,9 @@ void shim_close_in_child(struct shim *shim);
 void shim_free(struct shim *shim);
 
 /*
- * Drops privileges for good: drops all capabilities, prevents gaining any by executing a program,
- * and switches user and group (UINT_MAX: keep it). Programs stay attached and descriptors open. The
- * process is no longer dumpable: see prctl(2), PR_SET_DUMPABLE.
+ * Drops privileges for good: drops all capabilities, sets no_new_privs, and switches user and group
+ * (UINT_MAX: keep it). Programs stay attached and descriptors open. The process is no longer dumpable:
+ * see prctl(2), PR_SET_DUMPABLE.
  */
 int shim_give_up_privileges(unsigned int uid, unsigned int gid);
 
