@@ -583,8 +583,8 @@ static __always_inline bool is_last_thread(u64 *ctx, struct task_struct *leader,
 	if (signal->live.counter)
 		return false;
 	/*
-	 * Without exit_group(2) the status is the leader's (before Linux 5.19), which is set before
-	 * the leader releases its mm. If it has not, its own exit tracepoint is still to come.
+	 * Without exit_group(2) the status is the leader's (before Linux 5.19). The leader sets it
+	 * before it releases its mm; while it has one, its own exit tracepoint is still to come.
 	 */
 	if (!(signal->flags & SIGNAL_GROUP_EXIT) && leader->mm)
 		return false;
