@@ -2,23 +2,13 @@
 """The engine that all tools share. Nothing here knows what a program traces.
 
 A tool consists of a BPF object, an event class for each kind of record, a Tracer and a command,
-built from the names below. docs/your-own-tool.md shows how to write and install one.
+built from the names below; `pybootstrap` itself has the errors. docs/your-own-tool.md shows how to
+write and install one.
 """
 
 from pybootstrap._typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pybootstrap.engine.errors import (
-        BootstrapError,
-        LoadError,
-        ObjectError,
-        PrivilegeError,
-        RecordError,
-        SettingError,
-        StateError,
-        UnknownNameError,
-        UnsupportedKernelError,
-    )
     from pybootstrap.engine.events import Event, LostEvent, event_classes, field, text
     from pybootstrap.engine.render import Renderer, clock, escape
     from pybootstrap.engine.skeleton import Map, Program, Skeleton
@@ -29,17 +19,6 @@ else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "errors": (
-                "BootstrapError",
-                "LoadError",
-                "ObjectError",
-                "PrivilegeError",
-                "RecordError",
-                "SettingError",
-                "StateError",
-                "UnknownNameError",
-                "UnsupportedKernelError",
-            ),
             "events": ("Event", "LostEvent", "event_classes", "field", "text"),
             "render": ("Renderer", "clock", "escape"),
             "skeleton": ("Map", "Program", "Skeleton"),
@@ -48,23 +27,14 @@ else:
     )
 
 __all__ = [
-    "BootstrapError",
     "Event",
-    "LoadError",
     "LostEvent",
     "Map",
-    "ObjectError",
-    "PrivilegeError",
     "Program",
-    "RecordError",
     "Renderer",
-    "SettingError",
     "Skeleton",
-    "StateError",
     "Stats",
     "Tracer",
-    "UnknownNameError",
-    "UnsupportedKernelError",
     "clock",
     "escape",
     "event_classes",

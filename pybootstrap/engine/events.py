@@ -246,15 +246,16 @@ class Event:
 
     @classmethod
     def _bind(cls, elf: bytes | None, struct_name: str) -> None:
-        types = types_of(elf)
-        kinds = {found.name.partition(" ")[2]: kind for kind, found in types.records().items()}
-        if struct_name not in kinds:
+        records = {
+            found.name.partition(" ")[2]: (kind, found)
+            for kind, found in types_of(elf).records().items()
+        }
+        if struct_name not in records:
             raise SettingError(
-                f"the object has no record {struct_name!r}; it has {', '.join(kinds) or 'none'}: "
+                f"the object has no record {struct_name!r}; it has {', '.join(records) or 'none'}: "
                 f"add RECORD(1, {struct_name}); to the BPF source"
             )
-        cls._struct = types.struct(struct_name)
-        cls.KIND = kinds[struct_name]
+        cls.KIND, cls._struct = records[struct_name]
         cls._open_end = _open_end(cls._struct)
         cls.HEAD_SIZE = cls._struct.size if cls._open_end is None else cls._open_end
         if "NAME" not in vars(cls):

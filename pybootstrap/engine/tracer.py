@@ -596,10 +596,11 @@ class Tracer:
         Only for the main thread of a command, where nothing else reads or sets a wakeup fd: this
         omits the checks that `read()` makes each time, because they are slow when caches are cold.
         """
-        for event in self.events():
+        events = self.events()
+        for event in events:
             if event.KIND not in kinds:
                 raise SettingError(f"the renderer has no line for {event.__name__}")
-        self._decoder = make_decoder(self.events(), kinds)
+        self._decoder = make_decoder(events, kinds)
         self._hook_signals()
         while lines := self._next_batch(None):
             yield lines
