@@ -236,8 +236,8 @@ class Event:
             cls._source = object, struct
         elif cls._source is not None and not cls._own:
             return  # it adds only methods
-        bases = reversed(cls.__mro__[:-1])
-        cls.FIELDS = {name: one for base in bases for name, one in vars(base)["_own"].items()}
+        declared_by = (vars(base).get("_own", {}) for base in reversed(cls.__mro__))
+        cls.FIELDS = {name: one for own in declared_by for name, one in own.items()}
         if cls._source is not None:
             cls._bind(*cls._source)
         else:

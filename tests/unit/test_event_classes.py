@@ -489,7 +489,13 @@ def test_fields_of_several_bases() -> None:
         __slots__ = ()
         number: int
 
-    class Both(Named, Numbered, object=sample_object(), struct="sample"):
+    class Plain:
+        """Not an event; its annotations are not fields."""
+
+        __slots__ = ()
+        color: str
+
+    class Both(Plain, Named, Numbered, object=sample_object(), struct="sample"):
         __slots__ = ()
 
     class More(Both):
