@@ -73,7 +73,7 @@ $(READY): pyproject.toml setup.py | deps
 	$(Q)$(PYTHON) -m venv $(VENV)
 	$(Q)$(PY) -m pip install $(QUIET) $(REQUIRES)
 	$(Q)$(PY) setup.py $(QUIET) build_ext --inplace
-	@echo "  PIP     pybootstrap[test,dev]"
+	@echo "  PIP     pybootstrap-bpf[test,dev]"
 	$(Q)$(PY) -m pip install $(QUIET) --no-build-isolation $(EDITABLE) -e '.[test,dev]'
 	$(Q)mkdir -p $(VENV)/share/man/man1
 	$(Q)ln -sf $(CURDIR)/build/bootstrap.1 $(VENV)/share/man/man1/

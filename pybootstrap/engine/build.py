@@ -99,7 +99,7 @@ def made_from(inputs: Iterable[Path], command: str) -> str:
 def label(path: Path) -> str:
     """The name of an input in *.inputs: outside the project, without its directory.
 
-    The reason is that pip installs pybootstrap into another directory for each build.
+    The reason is that pip installs pybootstrap-bpf into another directory for each build.
     """
     return path.name if path.is_absolute() else str(path)
 

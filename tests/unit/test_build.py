@@ -18,7 +18,7 @@ EM_BPF = 247  # elf.h
 
 PROJECT = """\
 [build-system]
-requires = ["setuptools>=77", "pybootstrap"]
+requires = ["setuptools>=77", "pybootstrap-bpf"]
 build-backend = "setuptools.build_meta"
 
 [project]
