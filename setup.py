@@ -59,6 +59,7 @@ MAN_PAGE = BUILD / "bootstrap.1"  # made by argparse-manpage: see pyproject.toml
 
 SUBMODULE = Path("libbpf")
 NATIVE = Path("pybootstrap/engine/native")
+EXPORTS = NATIVE / "exports.map"
 LINKED = Path("pybootstrap/linked.c")
 RING = Path("bpf/ring.h")
 RECORDS = [RING, Path("bpf/bootstrap.h")]
@@ -127,7 +128,7 @@ def bpf_headers() -> Iterable[Path]:
 
 
 def make_libbpf() -> Libbpf:
-    """Build it static and position-independent, its symbols not visible outside the extension."""
+    """Build it static and position-independent."""
     prefix = BUILD / "libbpf"
     # A relative path, because its Makefile fails if our own path contains spaces.
     place = os.path.relpath(prefix.resolve(), (SUBMODULE / "src").resolve())
@@ -148,7 +149,7 @@ def make_libbpf() -> Libbpf:
     step("MAKE", archive, [SUBMODULE / "src/Makefile", *sources], shlex.join(command), make)
     return Libbpf(
         include=[f"-I{BUILD / 'libbpf/include'}", f"-I{SUBMODULE / 'include/uapi'}"],
-        link=["-Wl,--exclude-libs,ALL", *pkg_config("--libs", "libelf", "zlib")],
+        link=pkg_config("--libs", "libelf", "zlib"),
         files=[archive],
         version="",
     )
@@ -218,7 +219,8 @@ class BuildExt(build_ext):
         libbpf = find_libbpf()
         ext.include_dirs = ["bpf", str(NATIVE)]
         ext.extra_objects = [*map(str, shim), *map(str, libbpf.files)]
-        ext.extra_link_args = libbpf.link
+        # Nothing but the module's entry is visible: not to the libbpf of another extension either.
+        ext.extra_link_args = [*libbpf.link, f"-Wl,--version-script={EXPORTS}"]
         target = Path(self.get_ext_fullpath(ext.name))
         built = BUILD / target.name
 
@@ -228,7 +230,7 @@ class BuildExt(build_ext):
             shutil.copy2(target, built)
 
         command = [*self.compiler.compiler_so, *self.compiler.linker_so, *libbpf.link]
-        inputs = [BINDING, RING, NATIVE / "shim.h", *shim, *libbpf.files]
+        inputs = [BINDING, RING, NATIVE / "shim.h", EXPORTS, *shim, *libbpf.files]
         step("CC", built, inputs, shlex.join([*command, *ABI3]), make)
         if not target.exists() or target.read_bytes() != built.read_bytes():
             target.parent.mkdir(parents=True, exist_ok=True)
