@@ -16,15 +16,17 @@ version of libbpf that the C code is compiled with counts as an input.
 
 from __future__ import annotations
 
+import gzip
 import os
 import shlex
 import shutil
 import sys
 import sysconfig
+import tarfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from build_manpages import build_manpages, get_build_py_cmd
 from setuptools import Extension, setup
@@ -271,9 +273,36 @@ class Sdist(sdist):
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         super().make_release_tree(base_dir, files)
-        ship_object(BPF_SOURCE, Path(base_dir), bpf_headers())
+        ship_object(BPF_SOURCE, Path(base_dir))
         for path in (SKELETON, inputs_file(SKELETON), MAN_PAGE):
             shutil.copy2(path, base_dir / path)
+
+    def make_archive(  # noqa: PLR0917 - setuptools' arguments
+        self, base_name: Any, format: str, root_dir: Any = None, base_dir: Any = None,  # noqa: A002
+        owner: str | None = None, group: str | None = None,
+    ) -> str:  # fmt: skip
+        time = os.environ.get("SOURCE_DATE_EPOCH")
+        if time is None or format != "gztar":
+            return super().make_archive(base_name, format, root_dir, base_dir, owner, group)
+        return make_plain_archive(Path(f"{base_name}.tar.gz"), base_dir, int(time))
+
+
+def make_plain_archive(target: Path, directory: str, time: int) -> str:
+    """Pack a directory so that the same files make the same archive, whoever packs it, and when."""
+
+    def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.mtime, member.mode = time, 0o755 if member.mode & 0o100 else 0o644
+        member.uid = member.gid = 0
+        member.uname = member.gname = ""
+        return member
+
+    with (
+        target.open("wb") as file,
+        gzip.GzipFile("", "wb", 9, file, time) as stream,
+        tarfile.open(mode="w", fileobj=stream) as archive,
+    ):
+        archive.add(directory, filter=plain)  # in the order of names
+    return str(target)
 
 
 if __name__ == "__main__":

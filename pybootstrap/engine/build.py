@@ -141,20 +141,20 @@ def recipe(source: Path, libbpf_headers: Iterable[Path], released: bool) -> tupl
     """The inputs and the command of the step that makes an object.
 
     In a released tree (an unpacked sdist) only its own files count, because it may be built without
-    clang, and with another pybootstrap than it was released with.
+    clang, and with another pybootstrap and another libbpf than it was released with.
     """
-    inputs = [source, *headers_of(source), *sorted(libbpf_headers)]
+    inputs = [source, *headers_of(source)]
     if released:
         return inputs, BPF_TARGET
-    return [*inputs, *shipped_headers()], shlex.join(BPF_FLAGS)
+    return [*inputs, *sorted(libbpf_headers), *shipped_headers()], shlex.join(BPF_FLAGS)
 
 
-def ship_object(source: Path, tree: Path, libbpf_headers: Iterable[Path] = ()) -> None:
+def ship_object(source: Path, tree: Path) -> None:
     """Copy the object that make_object() made into the tree of an sdist."""
     target = tree / object_of(source)
     target.parent.mkdir(exist_ok=True)
     shutil.copy2(object_of(source), target)
-    inputs_file(target).write_text(made_from(*recipe(source, libbpf_headers, released=True)))
+    inputs_file(target).write_text(made_from(*recipe(source, (), released=True)))
 
 
 def forbid_vmlinux() -> None:
