@@ -40,7 +40,8 @@ C_FILES = $(wildcard bpf/*.[ch] pybootstrap/*.c pybootstrap/engine/native/*.[ch]
 EXAMPLES = $(addprefix ./,$(wildcard examples/*))
 
 # Programs outside the package; each directory is checked by itself.
-SCRIPTS = $(wildcard bench tests/exactness tests/matrix tests/sanitize tests/fuzz tests/soak)
+SCRIPTS = $(wildcard bench packaging tests/exactness tests/matrix tests/sanitize tests/fuzz tests/soak)
+
 
 # Projects of their own, with tests.
 EXAMPLES = $(wildcard examples/*)
