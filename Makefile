@@ -60,7 +60,7 @@ test -n "$$missing" || exit 0; \
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: all deps test-deps run test test-kernels kernel-deps lint format sanitize fuzz soak bench wheel new new-deps vmlinux clean help
+.PHONY: all deps test-deps run test test-kernels kernel-deps lint format sanitize fuzz soak bench wheels new new-deps vmlinux clean help
 
 all: $(READY) build/bootstrap.1 ## Build into .venv (the default)
 	$(Q)$(PY) setup.py $(QUIET) build_ext --inplace
@@ -123,11 +123,11 @@ test-deps: | deps
 test: all test-deps ## Run all tests, as root: make test ARGS='-k exec'
 	@$(AS_ROOT) env PYBOOTSTRAP_REQUIRE_KERNEL=1 $(PY) -m pytest -p no:cacheprovider $(ARGS)
 
-# The inputs of the wheel that decide what it does on a kernel.
+# The inputs of the wheels that decide what it does on a kernel.
 WHEEL_INPUTS = $(wildcard bpf/*.[ch] vmlinux/*.h pybootstrap/*.py pybootstrap/*/*.py pybootstrap/*.c pybootstrap/engine/native/*) setup.py pyproject.toml
 
 build/kernels/wheel: $(WHEEL_INPUTS) | all
-	$(Q)$(MAKE) wheel
+	$(Q)$(MAKE) wheels
 	$(Q)mkdir -p $(@D) && touch $@
 
 kernel-deps: | deps
@@ -138,11 +138,11 @@ kernel-deps: | deps
 	$(INSTALL_MISSING)
 
 test-kernels: build/kernels/wheel kernel-deps ## Run the checks of tests/matrix on Debian's kernels, old and new
-	$(Q)ls dist/*.whl >/dev/null 2>&1 || $(MAKE) wheel
+	$(Q)ls dist/*_x86_64.whl >/dev/null 2>&1 || $(MAKE) wheels
 	@echo "  WHEEL   examples/*"
 	$(Q)rm -rf build/kernels/examples
 	$(Q)$(PY) -m pip wheel $(QUIET) --no-deps --no-build-isolation -w build/kernels/examples $(EXAMPLES)
-	$(Q)$(PY) tests/matrix/run.py --wheel dist/*.whl \
+	$(Q)$(PY) tests/matrix/run.py --wheel dist/*_x86_64.whl \
 		$$(printf -- '--example %s ' build/kernels/examples/*.whl) --cache build/kernels $(ARGS)
 
 lint: all ## Check style and types
@@ -175,16 +175,18 @@ soak: all ## Trace under a mixed load, as root: make soak MINUTES=30
 bench: all ## Measure, as root, next to the other tracers that are installed
 	@$(AS_ROOT) $(PY) bench/run.py $(ARGS)
 
-wheel: all ## Make the sdist, and from it the wheel for other machines, in dist/
-	$(Q)rm -rf build/wheel dist && mkdir -p build/wheel dist
-	@echo "  SDIST   dist/"
-	$(Q)$(PY) -m build --sdist --outdir build/wheel . >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
-	@echo "  WHEEL   dist/"
-	$(Q)$(PY) -m pip wheel $(QUIET) --no-deps -w build/wheel build/wheel/*.tar.gz
-	$(Q)PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --strip -w dist \
-		build/wheel/*.whl >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
-	$(Q)mv build/wheel/*.tar.gz dist/
-	@ls -1 dist/*.whl dist/*.tar.gz
+# Built in an environment of its own, because other versions of the tools may give other bytes.
+TOOLS := build/wheels/venv
+
+$(TOOLS)/ready: packaging/requirements.txt | deps
+	@echo "  VENV    $(TOOLS)"
+	$(Q)$(PYTHON) -m venv --clear $(TOOLS)
+	$(Q)$(TOOLS)/bin/python -m pip install $(QUIET) -r $<
+	@touch $@
+
+wheels: $(TOOLS)/ready ## Make the sdist and the wheels for other machines, in dist/
+	$(Q)$(TOOLS)/bin/python packaging/wheels.py
+	@ls -1 dist/*
 
 # pybootstrap can use a checkout of libbpf; a tool is compiled against the system's headers.
 new-deps: | deps
