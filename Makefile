@@ -60,7 +60,7 @@ test -n "$$missing" || exit 0; \
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: all deps test-deps run test test-kernels kernel-deps lint format sanitize fuzz soak bench wheels new new-deps vmlinux clean help
+.PHONY: all deps test-deps run test test-kernels kernel-deps lint format sanitize fuzz soak bench wheels reproduce release new new-deps vmlinux clean help
 
 all: $(READY) build/bootstrap.1 ## Build into .venv (the default)
 	$(Q)$(PY) setup.py $(QUIET) build_ext --inplace
@@ -187,6 +187,17 @@ $(TOOLS)/ready: packaging/requirements.txt | deps
 wheels: $(TOOLS)/ready ## Make the sdist and the wheels for other machines, in dist/
 	$(Q)$(TOOLS)/bin/python packaging/wheels.py
 	@ls -1 dist/*
+
+reproduce: $(TOOLS)/ready ## Build them again from a copy in another directory, and compare
+	$(Q)$(TOOLS)/bin/python packaging/reproduce.py
+
+release: $(TOOLS)/ready ## Build, compare and check what would be uploaded; it uploads nothing
+	$(Q)test -z "$$(git status --porcelain)" || { \
+		echo "make: the tree has changes that are not committed: commit or remove them" >&2; exit 1; }
+	$(Q)$(MAKE) wheels
+	$(Q)$(MAKE) reproduce
+	$(Q)$(TOOLS)/bin/twine check --strict dist/*.whl dist/*.tar.gz
+	@echo "To be uploaded:"; cat dist/SHA256SUMS
 
 # pybootstrap can use a checkout of libbpf; a tool is compiled against the system's headers.
 new-deps: | deps
