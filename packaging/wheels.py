@@ -15,13 +15,14 @@ place, the time, the user or the umask.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def copy_checkout(tree: Path) -> list[str]:
 def make_sdist(tree: Path, sources: Path, out: Path) -> Path:
     """The sdist, compiled against the headers of the libbpf that is bundled."""
     unpack(LIBBPF, sources, tree / "libbpf")
-    say("SDIST", out)
+    say("SDIST", out.name)
     command = ["-m", "build", "--no-isolation", "--sdist", "--outdir", str(out), "."]
     run(sys.executable, *command, cwd=tree)
     (sdist,) = out.glob("*.tar.gz")
@@ -110,7 +111,7 @@ def make_archive(
     source: Path, names: list[Path], flags: list[str], architecture: str, archive: Path
 ) -> None:
     """Compile C files of a library into a static archive."""
-    say("CC", archive.relative_to(ROOT))
+    say("CC", f"{archive.name} {architecture}")
     objects = archive.with_suffix("")
     shutil.rmtree(objects, ignore_errors=True)
     objects.mkdir(parents=True)
@@ -134,13 +135,28 @@ def make_libraries(architecture: str, work: Path, prefix: Path) -> None:
     make_archive(elfutils, names, [*ELFUTILS_FLAGS, *includes], architecture, prefix / "libelf.a")
     names = sorted_names(zlib, "*.c")
     make_archive(zlib, names, ["-DHAVE_UNISTD_H"], architecture, prefix / "libz.a")
-    write_pc(prefix / "libelf.pc", ELFUTILS, elfutils / "libelf", f"-L{prefix} -lelf -lz")
-    write_pc(prefix / "zlib.pc", ZLIB, zlib, f"-L{prefix} -lz")
+    # As paths, because setuptools' -L for the directory of a shared libpython comes first.
+    libz = str(prefix / "libz.a")
+    write_pc(prefix / "libelf.pc", ELFUTILS, elfutils / "libelf", f"{prefix / 'libelf.a'} {libz}")
+    write_pc(prefix / "zlib.pc", ZLIB, zlib, libz)
 
 
 def sorted_names(directory: Path, pattern: str) -> list[Path]:
     """The files that match, relative to `directory`."""
     return sorted(path.relative_to(directory) for path in directory.glob(pattern))
+
+
+def python_headers(architecture: str, prefix: Path) -> str:
+    """The compiler option for what Python.h includes in Debian's multiarch directory; else nothing.
+
+    The one of this machine serves for both architectures: the limited API depends on sizes only.
+    """
+    own = Path(f"{platform.machine()}-linux-gnu", Path(sysconfig.get_path("include")).name)
+    if not (Path("/usr/include") / own).is_dir():
+        return ""
+    other = prefix / "include" / f"{architecture}-linux-gnu" / own.name
+    shutil.copytree(Path("/usr/include") / own, other, dirs_exist_ok=True)
+    return f" -I{prefix / 'include'}"
 
 
 def write_pc(path: Path, source: Source, include: Path, libs: str) -> None:
@@ -170,8 +186,8 @@ def make_wheel(sdist: Path, architecture: str, work: Path, out: Path) -> Path:
         **os.environ,
         "CC": shlex.join(zig(architecture)),
         "AR": f"{shlex.quote(sys.executable)} -m ziglang ar",
-        "CFLAGS": CFLAGS,
-        "LDFLAGS": LDFLAGS,
+        "CFLAGS": CFLAGS + python_headers(architecture, prefix),
+        "LDSHARED": f"{shlex.join(zig(architecture))} -shared {LDFLAGS}",  # not with this Python's
         "PKG_CONFIG_LIBDIR": str(prefix),
         "_PYTHON_HOST_PLATFORM": f"linux-{architecture}",  # sysconfig.get_platform() obeys
     }
@@ -193,13 +209,8 @@ def write_sums(out: Path) -> None:
 
 
 def main() -> None:
-    """Build everything into an empty directory, and check it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="default: dist/")
-    parser.add_argument("--work", type=Path, default=ROOT / "build/wheels", help="kept")
-    given = parser.parse_args()
-    out, work = given.out.resolve(), given.work.resolve()
-
+    """Build everything into dist/, and check it."""
+    out, work = ROOT / "dist", ROOT / "build/wheels"
     os.umask(0o022)
     os.environ["SOURCE_DATE_EPOCH"] = git("log", "-1", "--format=%ct").strip()
     os.environ["TZ"] = "UTC"  # the man page's date is a local one
