@@ -77,7 +77,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         (("--ppid",), "PID", pid, "print only children of this process"),
         (("-u", "--user"), "USER", str, "print only processes of this user, a name or a number"),
         (("-c", "--comm"), "NAME", _comm, "print only processes with this command name"),
-        (("--cgroup",), "PATH", str, "print only processes in this cgroup (v2) or below"),
+        (("--cgroup",), "CGROUP", str, "print only processes in this cgroup (v2) or below"),
     ):
         parser.add_argument(
             *flags, metavar=metavar, type=value, action="append", default=[], help=meaning
