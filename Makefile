@@ -15,7 +15,7 @@ READY := $(VENV)/ready
 REQUIRES = $(shell sed -n 's/^requires = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ',')
 
 # A plain path, because setuptools' import hook would add 10 ms to each start. (Its editable installs
-# leave out data files, so the man page is linked.)
+# leave out data files, so the man page and the completions are linked.)
 EDITABLE := --config-settings editable_mode=compat
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -63,7 +63,7 @@ endef
 .PHONY: all deps test-deps run test test-kernels kernel-deps lint format sanitize fuzz soak bench wheels reproduce release new new-deps vmlinux clean help
 
 all: $(READY) build/bootstrap.1 ## Build into .venv (the default)
-	$(Q)$(PY) setup.py $(QUIET) build_ext --inplace
+	$(Q)$(PY) setup.py $(QUIET) build_completions build_ext --inplace
 
 build/bootstrap.1: docs/bootstrap.1.in pybootstrap/cli.py pybootstrap/engine/options.py pybootstrap/_version.py | $(READY)
 	@echo "  MAN     $@"
@@ -78,6 +78,7 @@ $(READY): pyproject.toml setup.py | deps
 	$(Q)$(PY) -m pip install $(QUIET) --no-build-isolation $(EDITABLE) -e '.[test,dev]'
 	$(Q)mkdir -p $(VENV)/share/man/man1
 	$(Q)ln -sf $(CURDIR)/build/bootstrap.1 $(VENV)/share/man/man1/
+	$(Q)cp -rsf $(CURDIR)/build/share $(VENV)/ && find $(VENV)/share -name '*.inputs' -delete
 	@touch $@
 
 deps: ## Install the system packages that are missing (Debian, Ubuntu)
@@ -108,7 +109,7 @@ else
 	@$(AS_ROOT) $(VENV)/bin/bootstrap $(ARGS)
 endif
 
-# Programs that read our JSON in the tests, a workload, and what the examples' tests need.
+# Programs that read our JSON in the tests, a workload, shells, and what the examples' tests need.
 test-deps: | deps
 	@missing=; \
 	need() { name=$$1; shift; "$$@" >/dev/null 2>&1 || missing="$$missing $$name"; }; \
@@ -116,6 +117,9 @@ test-deps: | deps
 	need nodejs node --version; \
 	need perl perl -MJSON::PP -e 1; \
 	need stress-ng stress-ng --version; \
+	need bash-completion test -e /usr/share/bash-completion/bash_completion; \
+	need zsh zsh --version; \
+	need fish fish --version; \
 	need iproute2 ip -V; \
 	need iputils-ping ping -V; \
 	$(INSTALL_MISSING)

@@ -26,15 +26,17 @@ import tarfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from build_manpages import build_manpages, get_build_py_cmd
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 sys.path.insert(0, str(Path(__file__).parent))  # pip runs this without it
+from pybootstrap.cli import make_parser
+from pybootstrap.engine import completions
 from pybootstrap.engine.build import (
     BUILD,
     HEADERS,
@@ -58,6 +60,7 @@ BPF_SOURCE = Path("bpf/bootstrap.bpf.c")
 SKELETON = BUILD / "bootstrap.skel.h"
 BINDING = BUILD / "_native.c"
 MAN_PAGE = BUILD / "bootstrap.1"  # made by argparse-manpage: see pyproject.toml
+COMPLETIONS = {shell: BUILD / name.format("bootstrap") for shell, name in completions.FILES.items()}
 
 SUBMODULE = Path("libbpf")
 NATIVE = Path("pybootstrap/engine/native")
@@ -243,6 +246,34 @@ class BuildExt(build_ext):
 # ---- The wheel and the sdist ----
 
 
+def make_completion(shell: str) -> None:
+    """Make the script that completes the command's options in this shell."""
+    script = COMPLETIONS[shell]
+    sources = ["pybootstrap/cli.py", "pybootstrap/engine/options.py"]
+    inputs = [Path(name) for name in (*sources, "pybootstrap/engine/completions.py")]
+
+    def make() -> None:
+        script.write_text(completions.make(make_parser(), shell))
+
+    step("SHTAB", script, inputs, shell, make)
+
+
+class BuildCompletions(Command):
+    """Makes the shell completions; the sdist ships them, so that installing it needs no shtab."""
+
+    user_options: ClassVar[list[tuple[str, str, str]]] = []
+
+    def initialize_options(self) -> None:
+        pass
+
+    def finalize_options(self) -> None:
+        pass
+
+    def run(self) -> None:
+        for shell in COMPLETIONS:
+            make_completion(shell)
+
+
 class BuildPy(build_py):
     """Adds the headers that other tools need; in an editable install they stay where they are."""
 
@@ -253,6 +284,7 @@ class BuildPy(build_py):
         return {str(path): str(self.build_lib / INCLUDE / path.name) for path in HEADERS}
 
     def run(self) -> None:
+        self.run_command("build_completions")
         super().run()
         for source, target in self.headers().items():
             self.mkpath(str(Path(target).parent))
@@ -269,12 +301,15 @@ class Sdist(sdist):
         forbid_vmlinux()
         make_skeleton()
         self.run_command("build_manpages")
+        self.run_command("build_completions")
         super().run()
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         super().make_release_tree(base_dir, files)
         ship_object(BPF_SOURCE, Path(base_dir))
-        for path in (SKELETON, inputs_file(SKELETON), MAN_PAGE):
+        stepped = [SKELETON, *COMPLETIONS.values()]
+        for path in (*stepped, *map(inputs_file, stepped), MAN_PAGE):
+            (base_dir / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, base_dir / path)
 
     def make_archive(  # noqa: PLR0917 - setuptools' arguments
@@ -316,6 +351,7 @@ if __name__ == "__main__":
             )
         ],
         cmdclass={
+            "build_completions": BuildCompletions,
             "build_ext": BuildExt,
             "build_manpages": build_manpages,
             "build_py": get_build_py_cmd(BuildPy),
