@@ -69,7 +69,7 @@ def test_the_section_has_commands() -> None:
 
 
 def test_the_command_traces_where_it_was_installed(host: Host) -> None:
-    with start(host.command, "-n", "2") as command:
+    with start(host.command, "-c", "true", "-n", "2") as command:
         command.wait_for_tracing()
         run_until(lambda: command.process.poll() is not None)
         status, out, err = command.end()
@@ -110,13 +110,12 @@ def test_a_tracer_whose_files_are_removed_goes_on_and_ends_as_usual(
     """Nothing is imported once tracing has begun, even to report a loss."""
     environment = tmp_path / "environment"
     shutil.copytree(host.version, environment, symlinks=True)
-    with start(
-        environment / "bin/python", "-m", "pybootstrap", "--ring-size", "64K", *options
-    ) as c:
+    python = [str(environment / "bin/python"), "-I"]  # without the working directory, a checkout
+    with start(*python, "-m", "pybootstrap", "--ring-size", "64K", *options) as c:
         c.wait_for_tracing()
         c.stop()
         shutil.rmtree(environment)
-        for _ in range(1000):
+        for _ in range(400):
             run("true")
         c.process.send_signal(signal.SIGCONT)
         c.read_until(lambda out: out.count(b"true") > 100)
