@@ -23,7 +23,7 @@ FILES = {
     "zsh": "share/zsh/site-functions/_{}",
     "fish": "share/fish/vendor_completions.d/{}.fish",
 }
-"""Where each shell looks for the script of a command, below /usr and /usr/local."""
+"""Where the shells look for scripts, below /usr; bash and zsh also below /usr/local."""
 
 SIZES = " ".join([*(f"{64 << n}K" for n in range(4)), *(f"{1 << n}M" for n in range(10)), "1G"])
 

@@ -30,7 +30,7 @@ class Host:
         self.command = root / "usr/local/bin/bootstrap"
 
     def run(self, commands: str) -> subprocess.CompletedProcess[str]:
-        for place in ("/opt/", "/usr/local/"):
+        for place in ("/opt/", "/usr/local/", "/etc/"):
             commands = commands.replace(place, f"{self.root}{place}")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         return subprocess.run(
@@ -78,15 +78,10 @@ def test_the_command_traces_where_it_was_installed(host: Host) -> None:
 
 
 def test_links_lead_to_the_man_page_and_the_completions(host: Host) -> None:
-    files = [
-        path for path in (host.root / "usr/local/share").rglob("*bootstrap*") if path.is_file()
-    ]
-    assert {path.name for path in files} == {
-        "bootstrap",
-        "_bootstrap",
-        "bootstrap.fish",
-        "bootstrap.1",
-    }
+    places = [host.root / "usr/local/share", host.root / "etc"]
+    files = [path for place in places for path in place.rglob("*bootstrap*") if path.is_file()]
+    names = ["_bootstrap", "bootstrap", "bootstrap.1", "bootstrap.fish", "bootstrap.fish"]
+    assert sorted(path.name for path in files) == names
     current = host.root / "opt/pybootstrap/current"
     assert all(Path(os.readlink(path)).is_relative_to(current) for path in files)
 
