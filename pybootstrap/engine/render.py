@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     from pybootstrap.engine.events import Event
+    from pybootstrap.engine.report import Report
 
 __all__ = ["SHORT", "FieldRenderer", "Renderer", "cached", "clock", "escape", "of"]
 
@@ -86,6 +87,26 @@ class Renderer:
     def lost(self, event: LostEvent) -> str:  # noqa: ARG002
         """The line for a loss; "": none."""
         return ""
+
+    def start(self, report: Report) -> str:  # noqa: ARG002
+        """The line that says that tracing has begun; "": none."""
+        return ""
+
+    def status(self, report: Report) -> str:  # noqa: ARG002
+        """A line for each minute of tracing; "": none."""
+        return ""
+
+    def end(self, report: Report) -> str:  # noqa: ARG002
+        """The line that says that tracing has ended; "": none."""
+        return ""
+
+    @property
+    def reports(self) -> bool:
+        """Whether this class defines `start`, `status` or `end`; else a command makes no reports,
+        and does not wake up for them.
+        """
+        own, base = type(self), Renderer
+        return (own.start, own.status, own.end) != (base.start, base.status, base.end)
 
     def render(self, events: Iterable[Any]) -> str:
         """The lines of these events."""

@@ -27,14 +27,18 @@ from time import gmtime
 
 from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.engine.decoder import LostEvent
+from pybootstrap.engine.errors import SettingError
 from pybootstrap.engine.render import SHORT, Renderer, cached, of
 
 if TYPE_CHECKING:
     from typing import Any, Callable
 
     from pybootstrap.engine.events import Event, Field
+    from pybootstrap.engine.report import Report
 
 __all__ = ["JsonRenderer", "member"]
+
+_LOST, _START, _STATUS, _END = _NOT_EVENTS = "lost", "trace_start", "trace_status", "trace_end"
 
 _EXACT = 2**53  # parsers that use doubles round from here on
 
@@ -313,13 +317,42 @@ def _member_of(fields: list[Field]) -> Callable[..., str]:
 class JsonRenderer(Renderer):
     """One line of JSON for each event, with all its fields, in ASCII.
 
-    The top of this file says which values have a second member; text without one is exact.
+    The top of this file says which values have a second member; text without one is exact. Losses
+    and reports are objects of their own. Raises SettingError for an event class with their names.
     """
 
     def __init__(self, events: Iterable[type[Event]]) -> None:
+        events = tuple(events)
+        for event in events:
+            if event.NAME in _NOT_EVENTS:
+                raise SettingError(
+                    f"{event.__name__} cannot be called {event.NAME!r}, because other JSON objects "
+                    "are: give it another NAME"
+                )
         self.kinds = {event.KIND: _Writer(event).function() for event in events}
 
     def lost(self, event: LostEvent) -> str:
-        """A loss is an object of its own."""
+        """The object for a loss."""
         stamps = f'"time":{_stamp(event.time_ns)},"since":{_stamp(event.since_ns)}'
-        return f'{{"event":"lost",{stamps},{member("count", event.count)}}}\n'
+        return f'{{"event":"{_LOST}",{stamps},{member("count", event.count)}}}\n'
+
+    def start(self, report: Report) -> str:
+        """The first object."""
+        return _report_line(_START, report)
+
+    def status(self, report: Report) -> str:
+        """The object of each minute."""
+        return _report_line(_STATUS, report)
+
+    def end(self, report: Report) -> str:
+        """The last object."""
+        return _report_line(_END, report)
+
+
+def _report_line(event: str, report: Report) -> str:
+    fields = report._asdict()
+    stamp = _stamp(fields.pop("time_ns"))
+    if report.reason is None:
+        del fields["reason"]
+    members = ",".join(member(name, value) for name, value in fields.items())
+    return f'{{"event":"{event}","time":{stamp},{members}}}\n'

@@ -181,7 +181,7 @@ class Tracer:
         self._signal_pipe = -1
         self._polled = False  # fileno() was called, so a caller may wait on it
         self._stopping = False  # stop() was called
-        self._detached = False  # then the programs were detached
+        self._detached_ns = 0  # then, at this wall-clock time, the programs were detached
         self._ended = False  # and all earlier events were read
         self._closing = False  # close() was called
         self._closed = False  # close() is done
@@ -590,8 +590,15 @@ class Tracer:
         elif before != -1:  # a handler that raised left its signal's byte in our pipe
             self._take_signals(before)
 
-    def _batches(self, kinds: Mapping[int, Callable[[bytes], Any]]) -> Iterator[list[Any]]:
+    def _batches(
+        self,
+        kinds: Mapping[int, Callable[[bytes], Any]],
+        timeout: Callable[[], float | None] = lambda: None,
+    ) -> Iterator[list[Any]]:
         """Yields what `kinds` make of the records (see `Decoder`), batch by batch, until the end.
+
+        It waits for a batch as `read()` does, for the seconds that `timeout()` returns each time,
+        and then yields an empty one.
 
         Only for the main thread of a command, where nothing else reads or sets a wakeup fd: this
         omits the checks that `read()` makes each time, because they are slow when caches are cold.
@@ -602,7 +609,7 @@ class Tracer:
                 raise SettingError(f"the renderer has no line for {event.__name__}")
         self._decoder = make_decoder(events, kinds)
         self._hook_signals()
-        while lines := self._next_batch(None):
+        while (lines := self._next_batch(timeout())) or not self._ended:
             yield lines
 
     def _watch_output(self, fd: int) -> None:
@@ -637,9 +644,8 @@ class Tracer:
         end = None if timeout is None else time.monotonic() + min(timeout, _FOREVER)
         taken, gather = self._fetched[0], self._polled and timeout == 0
         while True:
-            if self._stopping and not self._detached:
-                lib.shim_detach(self._shim)
-                self._detached = True
+            if self._stopping and not self._detached_ns:
+                self._detach()
             wait_ms = -1 if end is None else _milliseconds_until(end)
             code = _read(self._shim, self._buffer, _BATCH_SIZE, wait_ms, gather, taken)
             if code > 0:
@@ -659,9 +665,20 @@ class Tracer:
                 )
             if code < 0:
                 raise OSError(-code, f"cannot read the ring buffer: {os.strerror(-code)}")
-            self._ended = self._detached
+            self._ended = bool(self._detached_ns)
             if self._ended or wait_ms == 0:
                 return []
+
+    def _detach(self) -> int:
+        """Detaches the programs if they are attached; returns the time at which all still were.
+
+        It is wall clock, ns since the epoch.
+        """
+        if not self._detached_ns:
+            before_ns = time.time_ns()
+            lib.shim_detach(self._shim)
+            self._detached_ns = before_ns
+        return self._detached_ns
 
     def _decode(self, code: int, number: int) -> list[Any]:
         """The events of the batch that `shim_read` returned, and a loss that no record carries."""

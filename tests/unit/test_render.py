@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, Tracer
+from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, SettingError, Tracer
 from pybootstrap.engine.render import Renderer, clock, escape
 from pybootstrap.engine.render_json import JsonRenderer
+from pybootstrap.engine.report import Report
 from pybootstrap.events import ARGS_TRUNCATED
 from pybootstrap.render import HEADER, TextRenderer
 from tests.support import exact_bytes, exec_record, exit_record, new_decoder
@@ -203,18 +204,79 @@ HARD_ARGS = (
 )
 
 
+REPORT = Report(
+    name="bootstrap",
+    version="1.0",
+    run_id="77b27e62-6595-49e1-b760-c45eef0c0a8a",
+    host=os.fsdecode(b"h\xf6st"),
+    boot_id=None,
+    time_ns=NOON_NS,
+    settings={"comm": [os.fsdecode(b"\xff"), "plain"], "count": 2**63, "json": True, "pid": []},
+    counters={"produced": 2**64 - 1, "lost": 0},
+    reason=None,
+)
+
+
 def hard_lines() -> str:
     exited = {"duration_ns": 2**64 - 2, "usage__read_bytes": 2**63 + 1}
-    return render_json(
+    events = render_json(
         decode(
             exec_record(b"/tmp/\xe9", HARD_ARGS, **HARD),
             exit_record(b"/tmp/\xe9", HARD_ARGS, **HARD, **exited),
         )
     )
+    return events + JsonRenderer([]).start(REPORT)
+
+
+def test_json_of_reports() -> None:
+    renderer = JsonRenderer([])
+    end = REPORT._replace(reason="signal")
+    lines = [renderer.start(REPORT), renderer.status(REPORT), renderer.end(end)]
+    assert all(text.isascii() and text.index("\n") == len(text) - 1 for text in lines)
+    common = {
+        "time": "2023-11-14T22:13:20.000000000Z",
+        "name": "bootstrap",
+        "version": "1.0",
+        "run_id": REPORT.run_id,
+        "host": "h\ufffdst",
+        "host_base64": "aPZzdA==",
+        "boot_id": None,
+        "settings": {
+            "comm": ["\ufffd", "plain"],
+            "comm_base64": ["/w==", "cGxhaW4="],
+            "count": 2**63,
+            "count_exact": str(2**63),
+            "json": True,
+            "pid": [],
+        },
+        "counters": {"produced": 2**64 - 1, "produced_exact": str(2**64 - 1), "lost": 0},
+    }
+    assert [json.loads(text) for text in lines] == [
+        {"event": "trace_start", **common},
+        {"event": "trace_status", **common},
+        {"event": "trace_end", **common, "reason": "signal"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["lost", "trace_start", "trace_status", "trace_end"])
+def test_json_refuses_event_classes_with_names_of_other_objects(name: str) -> None:
+    class Taken(ExecEvent):
+        __slots__ = ()
+        NAME = name
+
+    with pytest.raises(SettingError, match=f"Taken cannot be called '{name}'"):
+        JsonRenderer([Taken])
+
+
+def test_text_has_no_reports() -> None:
+    text = TextRenderer()
+    assert not text.reports
+    assert text.start(REPORT) + text.status(REPORT) + text.end(REPORT) == ""
+    assert JsonRenderer([]).reports
 
 
 def test_json_of_values_that_parsers_cannot_hold() -> None:
-    executed, ended = map(json.loads, hard_lines().splitlines())
+    executed, ended, _ = map(json.loads, hard_lines().splitlines())
     for fields in (executed, ended):
         assert fields["time"] == "2023-11-14T22:13:20.000000007Z"
         assert (fields["comm"], exact_bytes(fields, "comm")) == ("caf\ufffd", b"caf\xc3")
