@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import pwd
 import re
@@ -39,6 +38,7 @@ from tests.support import (
     programs_here,
     run,
     wait_until_gone,
+    without_reports,
 )
 
 MANY = 64  # values that one filter takes
@@ -369,7 +369,7 @@ def check_trace() -> str:
         pids = [run("sh", "-c", "exit 5")[0] for _ in range(3)]
         status, out, err = command.end()
     assert (status, err) == (0, ""), (status, err)
-    events = [json.loads(line) for line in out.splitlines()]
+    events = without_reports(out)
     expected = [(kind, pid) for pid in pids[:2] for kind in ("exec", "exit")]
     assert [(e["event"], e["pid"]) for e in events] == expected, out
     for executed, ended in (events[:2], events[2:]):

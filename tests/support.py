@@ -435,7 +435,23 @@ def exit_record(
     return _record(ExitEvent, filename, args, fields)
 
 
-# ---- Values of JSON objects ----
+# ---- JSON objects ----
+
+
+def without_reports(out: str | bytes) -> list[dict[str, Any]]:
+    """The events and losses in the JSON of a whole run, whose reports must agree with them."""
+    start, *between, end = [json.loads(line) for line in out.splitlines()]
+    reports = [start, *(o for o in between if o["event"] == "trace_status"), end]
+    others = [o for o in between if o["event"] != "trace_status"]
+    assert (start["event"], end["event"]) == ("trace_start", "trace_end"), (start, end)
+    assert len({(r["run_id"], r["boot_id"], r["host"]) for r in reports}) == 1, reports
+    counted = end["counters"]
+    losses = sum(o["count"] for o in others if o["event"] == "lost")
+    assert counted["written"] == sum(o["event"] != "lost" for o in others), counted
+    if end["reason"] == "signal":
+        assert counted["lost"] == losses, counted
+        assert counted["produced"] == counted["written"] + losses, counted
+    return others
 
 
 def exact_bytes(fields: dict[str, Any], name: str) -> Any:

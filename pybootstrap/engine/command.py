@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+import time
 
 from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.engine.output import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from pybootstrap.engine.errors import BootstrapError
     from pybootstrap.engine.render import Renderer
+    from pybootstrap.engine.report import Reporter
     from pybootstrap.engine.tracer import Tracer
 
 __all__ = ["main"]
@@ -79,7 +81,7 @@ def main(
         parser = make_parser()
         parser.set_defaults(version=lambda: _print_version(parser.prog, version))
         given = parser.parse_args(argv)  # --help and --version print and exit
-        status = _Command(parser.prog, given, make_tracer, make_renderer).run()
+        status = _Command(parser.prog, version, given, make_tracer, make_renderer).run()
     except NoReaderError:
         forget_stdout()
     except OutputError as error:
@@ -112,20 +114,60 @@ def _handle_signals() -> None:
         signal.signal(number, lambda *_: _end())
 
 
+class _Periodic:
+    """Functions to call at intervals, by a loop that may come by late.
+
+    Time is CLOCK_BOOTTIME: after the machine was suspended they are due with the next event.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: list[tuple[float, float, Callable[[], None]]] = []  # due, interval, function
+        self._due = float("inf")  # the earliest of them
+
+    def add(self, interval_s: float, function: Callable[[], None]) -> None:
+        """Calls the function after each interval."""
+        due = time.clock_gettime(time.CLOCK_BOOTTIME) + interval_s
+        self._jobs.append((due, interval_s, function))
+        self._due = min(self._due, due)
+
+    def seconds_left(self) -> float | None:
+        """Until a function is due; None if there is none."""
+        if not self._jobs:
+            return None
+        return max(0.0, self._due - time.clock_gettime(time.CLOCK_BOOTTIME))
+
+    def run(self) -> None:
+        """Calls what is due. What was late is called once, and next after a whole interval."""
+        if not self._jobs or time.clock_gettime(time.CLOCK_BOOTTIME) < self._due:
+            return
+        jobs, self._jobs, self._due = self._jobs, [], float("inf")
+        for due, interval, function in jobs:
+            if due > time.clock_gettime(time.CLOCK_BOOTTIME):
+                self._jobs.append((due, interval, function))
+                self._due = min(self._due, due)
+            else:
+                function()
+                self.add(interval, function)
+
+
 class _Command:
     """A command with its arguments."""
 
     def __init__(
         self,
         name: str,
+        version: str,
         given: argparse.Namespace,
         make_tracer: Callable[..., Tracer],
         make_renderer: Callable[[argparse.Namespace], Renderer] | None,
     ) -> None:
         self._name = name
+        self._version = version
         self._given = given
         self._tracer_of = make_tracer
         self._renderer_of = make_renderer
+        self._most = self._left = given.count or sys.maxsize  # events that it may still print
+        self._periodic = _Periodic()
 
     def run(self) -> int:
         from pybootstrap.engine.errors import BootstrapError
@@ -166,6 +208,7 @@ class _Command:
         become = invoker if given.run_as is None else account(given.run_as)
         tracer = self._make_tracer()
         renderer = self._make_renderer(tracer)
+        reporter = self._make_reporter(tracer) if renderer.reports else None
         # All imports must be done by now: the user we switch to may not be able to read modules.
 
         def end() -> None:
@@ -182,26 +225,64 @@ class _Command:
                 give_up(become)
                 output.write(renderer.header)
                 tracer._watch_output(output.fileno())
-                self._print_events(tracer, renderer, output)
+                if reporter is None:
+                    self._print_events(tracer, renderer, output)
+                else:
+                    self._print_all(tracer, renderer, output, reporter)
         except OutputError:
             self._report(tracer)
             raise
         return self._report(tracer)
 
+    def _make_reporter(self, tracer: Tracer) -> Reporter:
+        from pybootstrap.engine.report import Reporter
+
+        return Reporter(self._name, self._version, self._given, tracer)
+
+    def _print_all(
+        self, tracer: Tracer, renderer: Renderer, output: Output, reporter: Reporter
+    ) -> None:
+        """Prints the events, with the reports before, between and after them."""
+        from contextlib import suppress
+
+        from pybootstrap.engine.report import STATUS_S
+
+        def status() -> None:
+            output.write(renderer.status(reporter.report(self._written)))
+
+        def end(reason: str) -> None:
+            output.write(renderer.end(reporter.final(self._written, reason)))
+
+        output.write(renderer.start(reporter.report(0)))
+        self._periodic.add(STATUS_S, status)
+        try:
+            self._print_events(tracer, renderer, output)
+        except (NoReaderError, OutputError):  # nothing more can be written
+            raise
+        except BaseException:
+            with suppress(NoReaderError, OutputError):
+                end("error")
+            raise
+        end("signal" if self._left else "count")
+
+    @property
+    def _written(self) -> int:
+        return self._most - self._left
+
     def _print_events(self, tracer: Tracer, renderer: Renderer, output: Output) -> None:
-        left = self._given.count or sys.maxsize
-        for lines in tracer._batches(renderer.kinds):
-            if len(lines) > left:
-                lines = _first(lines, left)  # noqa: PLW2901
-            left -= len(lines)
+        for lines in tracer._batches(renderer.kinds, self._periodic.seconds_left):
+            if len(lines) > self._left:
+                lines = _first(lines, self._left)  # noqa: PLW2901
+            self._left -= len(lines)
             try:
                 text = "".join(lines)
             except TypeError:  # there are losses among them
-                left += self._print_with_losses(lines, renderer, output)
+                self._left += self._print_with_losses(lines, renderer, output)
             else:
                 output.write(text)
-            if left == 0:
+            if self._left == 0:
                 break
+            self._periodic.run()
 
     def _print_with_losses(self, lines: list[Any], renderer: Renderer, output: Output) -> int:
         """Prints lines with losses between them; returns the number of losses."""

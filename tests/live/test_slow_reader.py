@@ -36,6 +36,7 @@ from tests.support import (
     run,
     status_of,
     wait_until,
+    without_reports,
 )
 
 RECORD = 224  # bytes of the ring that one record of the source takes
@@ -53,7 +54,7 @@ def traced(bootstrap: Start, *options: str, **popen: object) -> Command:
 def accounting_of(out: bytes, err: str) -> tuple[list[int], int]:
     """The numbers of the records in JSON output, and how many were lost; all reports of losses
     must agree."""
-    lines = [json.loads(line) for line in out.splitlines()]
+    lines = without_reports(out)
     numbers = [e["pid"] for e in lines if e["event"] == "exec"]
     gaps = [e["count"] for e in lines if e["event"] == "lost"]
     assert len(numbers) + len(gaps) == len(lines)

@@ -124,7 +124,8 @@ def test_json_has_every_field(walk: Walk) -> None:
     (shown,) = re.findall(r"^\{.*\}$", PAGE.read_text(), re.MULTILINE)
     fields = {"sent": list(json.loads(shown)), "delivered": ["event", "time", "signal", "pid"]}
     printed = re.findall(r"^\{.*\}$", walk.output("make run ARGS='-j"), re.MULTILINE)
-    events = [json.loads(line) for line in printed]
+    first, *events, last = [json.loads(line) for line in printed]
+    assert (first["event"], last["event"]) == ("trace_start", "trace_end")
     assert len(events) == 2
     assert [list(event) for event in events] == [fields[event["event"]] for event in events]
 

@@ -176,6 +176,7 @@ class CommandTraced(Traced):
 
     def __init__(self, load: int) -> None:
         self.load = load
+        self.reports: list[dict[str, Any]] = []
         super().__init__("-m", "pybootstrap", "--json")
 
     def read(self, lines: IO[bytes]) -> None:
@@ -183,6 +184,8 @@ class CommandTraced(Traced):
             event: dict[str, Any] = json.loads(line)
             if event["event"] == "lost":
                 self.reported_lost += event["count"]
+            elif event["event"].startswith("trace_"):
+                self.reports.append(event)
             else:
                 self.events += 1
                 self.ends += (
@@ -193,6 +196,10 @@ class CommandTraced(Traced):
 
     def problems(self, started: int) -> list[str]:
         found = super().problems(started)
+        counted = self.reports[-1]["counters"]
+        seen = {"written": self.events, "lost": self.reported_lost}
+        if seen.items() - counted.items() or counted["produced"] != sum(seen.values()):
+            found.append(f"the last report has {counted}, seen {seen}")
         closing = re.search(rb"(\d+) of (\d+) events were lost", self.stderr)
         if closing and int(closing[2]) != self.events + self.reported_lost:
             found.append(f"produced {closing[2].decode()}, seen {self.events}+{self.reported_lost}")

@@ -87,8 +87,9 @@ def test_lines_of_json() -> None:
             out, errors = it.communicate(timeout=DEADLINE_S)
     assert (it.returncode, errors) == (0, "")
     found = {}
-    for line in out.splitlines():
-        one = json.loads(line)
+    first, *events, last = map(json.loads, out.splitlines())
+    assert (first["event"], last["event"], last["name"]) == ("trace_start", "trace_end", "tcplife")
+    for one in events:
         assert (one["event"], one["pid"], one["comm"]) == ("closed", *this_process())
         assert one["duration_ns"] > 0
         found[tuple(one[name] for name in Ends._fields)] = one["sent"], one["received"]

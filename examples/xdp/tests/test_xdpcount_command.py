@@ -138,7 +138,9 @@ def test_json(wire: Wire, start: Start) -> None:
     send(wire, REQUEST, 2)
     status, out, err = command.end(None)
     assert (status, counts(err)) == (0, {"IPv4 ICMP": (2, 2 * len(REQUEST))})
-    for event in map(json.loads, out.splitlines()):
+    first, *events, last = map(json.loads, out.splitlines())
+    assert (first["event"], last["event"], last["name"]) == ("trace_start", "trace_end", "xdpcount")
+    for event in events:
         assert event.pop("time")
         expected = {"source": "192.0.2.7", "target": "192.0.2.8", "id": 77, "sequence": 5}
         assert event == {"event": "echo", **expected, "length": 64}
