@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pybootstrap.engine.errors import BootstrapError
     from pybootstrap.engine.render import Renderer
     from pybootstrap.engine.report import Reporter
+    from pybootstrap.engine.service import Service
     from pybootstrap.engine.tracer import Tracer
 
 __all__ = ["main"]
@@ -209,6 +210,7 @@ class _Command:
         tracer = self._make_tracer()
         renderer = self._make_renderer(tracer)
         reporter = self._make_reporter(tracer) if renderer.reports else None
+        service = self._make_service()
         # All imports must be done by now: the user we switch to may not be able to read modules.
 
         def end() -> None:
@@ -223,6 +225,8 @@ class _Command:
                 with acting_as(invoker):  # even if --run-as names another user
                     output = open_output(path)
                 give_up(become)
+                if service is not None:
+                    self._attend_to(service, tracer, output)
                 output.write(renderer.header)
                 tracer._watch_output(output.fileno())
                 if reporter is None:
@@ -232,12 +236,46 @@ class _Command:
         except OutputError:
             self._report(tracer)
             raise
+        finally:
+            if service is not None:
+                service.stopping()
         return self._report(tracer)
 
     def _make_reporter(self, tracer: Tracer) -> Reporter:
         from pybootstrap.engine.report import Reporter
 
         return Reporter(self._name, self._version, self._given, tracer)
+
+    def _make_service(self) -> Service | None:
+        address = os.environ.get("NOTIFY_SOCKET")
+        if not address:
+            return None
+        from pybootstrap.engine.service import Service
+
+        return Service(address, os.environ)
+
+    def _attend_to(self, service: Service, tracer: Tracer, output: Output) -> None:
+        """Says that tracing has begun and, if there is a watchdog, that the loop still reads.
+
+        A reader that takes nothing is no reason to end tracing, because what is lost is counted.
+        But a write that poll(2) promised and that does not return, or anything else that keeps the
+        loop from reading, is one.
+        """
+
+        def alive() -> None:
+            lost = tracer.stats.lost
+            service.alive(f"{self._written} events written, {lost} lost")
+
+        def blocked() -> None:
+            service.alive("the reader of the output takes nothing")
+
+        try:
+            service.ready()
+        except OSError as error:
+            self._say(f"cannot notify the service manager: {error.strerror or error}")
+        if service.watchdog_s is not None:
+            self._periodic.add(service.watchdog_s / 2, alive)
+            output.on_wait = blocked
 
     def _print_all(
         self, tracer: Tracer, renderer: Renderer, output: Output, reporter: Reporter

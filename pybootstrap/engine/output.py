@@ -14,6 +14,11 @@ import sys
 import time
 from errno import EIO
 
+from pybootstrap._typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Callable
+
 __all__ = [
     "NoReaderError",
     "Output",
@@ -94,6 +99,7 @@ class Output:
         self._encoding = encoding
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         self._is_terminal = os.isatty(fd)
+        self.on_wait: Callable[[], None] | None = None  # called while the reader takes nothing
         poller = select.poll()
         poller.register(fd, select.POLLOUT)
         self._poll = poller.poll
@@ -111,6 +117,8 @@ class Output:
                     data = data[self._write_some(data) :]
                 elif _out_of_patience():
                     raise OutputError("its reader takes nothing")
+                elif self.on_wait is not None:
+                    self.on_wait()
         except BrokenPipeError:
             raise NoReaderError from None
         except OSError as error:
