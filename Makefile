@@ -40,8 +40,7 @@ C_FILES = $(wildcard bpf/*.[ch] pybootstrap/*.c pybootstrap/engine/native/*.[ch]
 EXAMPLES = $(addprefix ./,$(wildcard examples/*))
 
 # Programs outside the package; each directory is checked by itself.
-SCRIPTS = $(wildcard bench packaging tests/exactness tests/matrix tests/sanitize tests/fuzz tests/soak)
-
+SCRIPTS = $(wildcard bench packaging tests/exactness tests/matrix tests/sanitize tests/service tests/fuzz tests/soak)
 
 # Projects of their own, with tests.
 EXAMPLES = $(wildcard examples/*)
@@ -60,7 +59,7 @@ test -n "$$missing" || exit 0; \
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: all deps test-deps run test test-kernels kernel-deps lint format sanitize fuzz soak bench wheels reproduce release new new-deps vmlinux clean help
+.PHONY: all deps test-deps run test test-kernels kernel-deps test-service service-deps lint format sanitize fuzz soak bench wheels reproduce release new new-deps vmlinux clean help
 
 all: $(READY) build/bootstrap.1 ## Build into .venv (the default)
 	$(Q)$(PY) setup.py $(QUIET) build_completions build_ext --inplace
@@ -148,6 +147,16 @@ test-kernels: build/kernels/wheel kernel-deps ## Run the checks of tests/matrix 
 	$(Q)$(PY) -m pip wheel $(QUIET) --no-deps --no-build-isolation -w build/kernels/examples $(EXAMPLES)
 	$(Q)$(PY) tests/matrix/run.py --wheel dist/*_x86_64.whl \
 		$$(printf -- '--example %s ' build/kernels/examples/*.whl) --cache build/kernels $(ARGS)
+
+service-deps: | deps
+	@missing=; \
+	need() { name=$$1; shift; "$$@" >/dev/null 2>&1 || missing="$$missing $$name"; }; \
+	need systemd test -x /lib/systemd/systemd; \
+	need python3-venv /usr/bin/python3 -c 'import venv'; \
+	$(INSTALL_MISSING)
+
+test-service: build/kernels/wheel service-deps ## Run the systemd unit under systemd as init, as root
+	@$(AS_ROOT) $(PY) tests/service/run.py --wheel dist/*_x86_64.whl $(ARGS)
 
 lint: all ## Check style and types
 	$(Q)$(PY) -m ruff check $(QUIET)
