@@ -168,6 +168,7 @@ class _Command:
         self._tracer_of = make_tracer
         self._renderer_of = make_renderer
         self._most = self._left = given.count or sys.maxsize  # events that it may still print
+        self._left_written = self._most  # the same, as of the last batch that was written whole
         self._periodic = _Periodic()
 
     def run(self) -> int:
@@ -229,10 +230,7 @@ class _Command:
                     self._attend_to(service, tracer, output)
                 output.write(renderer.header)
                 tracer._watch_output(output.fileno())
-                if reporter is None:
-                    self._print_events(tracer, renderer, output)
-                else:
-                    self._print_all(tracer, renderer, output, reporter)
+                self._print_all(tracer, renderer, output, reporter)
         except OutputError:
             self._report(tracer)
             raise
@@ -278,6 +276,23 @@ class _Command:
             output.on_wait = blocked
 
     def _print_all(
+        self, tracer: Tracer, renderer: Renderer, output: Output, reporter: Reporter | None
+    ) -> None:
+        """Prints the events, and the reports if there are any; counts what it could not write."""
+        try:
+            if reporter is None:
+                self._print_events(tracer, renderer, output)
+            else:
+                self._print_with_reports(tracer, renderer, output, reporter)
+        except OutputError as error:
+            tracer._detach()
+            stats = tracer.stats
+            missing = stats.produced - stats.lost - (self._most - self._left_written)
+            if missing == 0:
+                raise
+            raise OutputError(f"{error}; up to {missing} events are missing") from None
+
+    def _print_with_reports(
         self, tracer: Tracer, renderer: Renderer, output: Output, reporter: Reporter
     ) -> None:
         """Prints the events, with the reports before, between and after them."""
@@ -318,6 +333,7 @@ class _Command:
                 self._left += self._print_with_losses(lines, renderer, output)
             else:
                 output.write(text)
+            self._left_written = self._left
             if self._left == 0:
                 break
             self._periodic.run()

@@ -110,7 +110,7 @@ class Output:
 
     def write(self, text: str) -> None:
         """Raises NoReaderError when nobody reads any more, OutputError for any other failure."""
-        data = text.encode(self._encoding, "backslashreplace")
+        data = whole = text.encode(self._encoding, "backslashreplace")
         try:
             while data:
                 if self._is_file or self._poll(_TICK_S * 1000):
@@ -124,7 +124,21 @@ class Output:
         except OSError as error:
             if error.errno == EIO and self._is_terminal:  # the terminal was closed
                 raise NoReaderError from None
+            self._remove_part_of_line(whole[: len(whole) - len(data)])
             raise OutputError(error.strerror) from None
+
+    def _remove_part_of_line(self, written: bytes) -> None:
+        """Removes the part of a line that fitted on a full disk: the next run may append to it."""
+        size = len(written) - (written.rfind(b"\n") + 1)
+        if not (self._is_file and size):
+            return
+        import contextlib
+
+        with contextlib.suppress(OSError):
+            end = os.lseek(self._fd, 0, os.SEEK_CUR)
+            if end == os.fstat(self._fd).st_size:  # else somebody else has written, too
+                os.ftruncate(self._fd, end - size)
+                os.lseek(self._fd, -size, os.SEEK_CUR)
 
     def _write_some(self, data: bytes) -> int:
         global _writing  # noqa: PLW0603

@@ -166,18 +166,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", tmp_path], check=True)
 
 
-def test_a_full_disk_is_an_error(bootstrap: Start, feed: Feed, small_disk: Path) -> None:
+@pytest.mark.parametrize("append", [True, False])
+def test_a_full_disk_is_an_error_and_leaves_whole_lines(
+    bootstrap: Start, feed: Feed, small_disk: Path, append: bool
+) -> None:
+    """The next run may append to them. All events that it could not write are counted."""
     file = small_disk / "events"
-    with file.open("wb") as output:
+    with file.open("ab" if append else "wb") as output:
         command = traced(bootstrap, stdout=output)
     with feed(command.pid) as source:
         source.sent(Sender(A, FIRST))
     status, _, err = command.end()
     assert status == 74
-    assert "No space left on device" in err
-    assert "Traceback" not in err
-    whole, _, _ = file.read_bytes().rpartition(b"\n")
-    assert len([json.loads(line) for line in whole.split(b"\n")]) > 10
+    reason = "bootstrap: cannot write the output: No space left on device"
+    told = re.fullmatch(rf"{reason}; up to (\d+) events are missing\n", err)
+    assert told, err
+    start, *events = [json.loads(line) for line in file.read_bytes().splitlines(keepends=True)]
+    assert file.read_bytes().endswith(b"}\n")
+    assert start["event"] == "trace_start"
+    assert len(events) > 10
+    assert [event["pid"] for event in events] == [*range(1, len(events) + 1)]
+    assert FIRST - len(events) <= int(told[1]) <= FIRST
 
 
 # ---- Stopped ----
