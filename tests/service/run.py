@@ -65,16 +65,20 @@ class Service:
 
     def runs(self) -> list[list[Record]]:
         """The same, run by run."""
-        runs: list[list[Record]] = []
-        for record in self.journal():
-            if record["event"] == "trace_start":
-                runs.append([])
-            runs[-1].append(record)
-        return runs
+        return runs_of(self.journal())
 
     def make_events(self, number: int) -> None:
         """Runs programs on the machine."""
         self.run("sh", "-c", f"for i in $(seq {number}); do /bin/true; done")
+
+
+def runs_of(records: list[Record]) -> list[list[Record]]:
+    runs: list[list[Record]] = []
+    for record in records:
+        if record["event"] == "trace_start":
+            runs.append([])
+        runs[-1].append(record)
+    return runs
 
 
 def wait_until(true: Callable[[], object], what: str) -> None:
@@ -94,7 +98,7 @@ def assert_complete(run: list[Record]) -> str:
     lost = sum(record["count"] for record in run if record["event"] == "lost")
     assert (events, lost) == (counted["written"], counted["lost"]), (events, lost, counted)
     assert counted["produced"] == events + lost, counted
-    return f"{counted['produced']} produced = {events} in the journal + {lost} lost"
+    return f"{counted['produced']} produced = {events} written + {lost} lost"
 
 
 def gap(earlier: list[Record], later: list[Record]) -> str:
@@ -189,6 +193,40 @@ def check_blocked_journal(service: Service) -> str:
     return account
 
 
+def check_full_disk(service: Service) -> str:
+    """On a full disk it ends and is started again; once there is room, it goes on."""
+    drop_in = "/run/systemd/system/bootstrap.service.d/file.conf"
+    service.run(
+        "sh",
+        "-c",
+        f"""
+        mkdir -p {Path(drop_in).parent} /var/small
+        mount -t tmpfs -o size=64k tmpfs /var/small
+        printf '[Service]\\nStandardOutput=append:/var/small/events\\n' >{drop_in}
+        systemctl daemon-reload""",
+    )
+    restarts = int(service.show("NRestarts"))
+    service.run("systemctl", "restart", "bootstrap")
+    service.make_events(200)
+    wait_until(lambda: int(service.show("NRestarts")) > restarts + 1, "a second restart")
+    log = service.run("journalctl", "--output=cat", "--unit=bootstrap", "--lines=200")
+    told = re.findall(r"bootstrap: cannot write the output: No space left.*", log)
+    assert told, log
+    last = service.run("tail", "-n1", "/var/small/events")
+    service.run("mount", "-o", "remount,size=64m", "/var/small")
+    wait_until(
+        lambda: service.run("tail", "-n1", "/var/small/events") != last,
+        "events after there was room",
+    )
+    service.make_events(50)
+    service.run("sh", "-c", f"rm {drop_in}; systemctl daemon-reload; systemctl restart bootstrap")
+    lines = service.run("cat", "/var/small/events").splitlines()
+    *earlier, complete = runs_of([json.loads(line) for line in lines])
+    assert earlier
+    assert not any(run[-1]["event"] == "trace_end" for run in earlier)
+    return f"{told[0]!r}; then {assert_complete(complete)}"
+
+
 def check_stopped(service: Service) -> str:
     """`systemctl stop` ends it with success."""
     service.make_events(50)
@@ -204,6 +242,7 @@ CHECKS = (
     check_hung,
     check_restarted,
     check_blocked_journal,
+    check_full_disk,
     check_stopped,
 )
 
