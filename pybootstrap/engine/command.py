@@ -255,17 +255,17 @@ class _Command:
     def _attend_to(self, service: Service, tracer: Tracer, output: Output) -> None:
         """Says that tracing has begun and, if there is a watchdog, that the loop still reads.
 
-        A reader that takes nothing is no reason to end tracing, because what is lost is counted.
-        But a write that poll(2) promised and that does not return, or anything else that keeps the
-        loop from reading, is one.
+        A reader that takes little or nothing is no reason to end tracing, because what is lost is
+        counted. A write that poll(2) promised and that does not return is one, and so is anything
+        else that keeps the loop from reading.
         """
 
         def alive() -> None:
             lost = tracer.stats.lost
             service.alive(f"{self._written} events written, {lost} lost")
 
-        def blocked() -> None:
-            service.alive("the reader of the output takes nothing")
+        def waiting() -> None:
+            service.alive("waiting for the reader of the output")
 
         try:
             service.ready()
@@ -273,7 +273,7 @@ class _Command:
             self._say(f"cannot notify the service manager: {error.strerror or error}")
         if service.watchdog_s is not None:
             self._periodic.add(service.watchdog_s / 2, alive)
-            output.on_wait = blocked
+            output.on_wait = waiting
 
     def _print_all(
         self, tracer: Tracer, renderer: Renderer, output: Output, reporter: Reporter | None

@@ -99,7 +99,7 @@ class Output:
         self._encoding = encoding
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         self._is_terminal = os.isatty(fd)
-        self.on_wait: Callable[[], None] | None = None  # called while the reader takes nothing
+        self.on_wait: Callable[[], None] | None = None  # called while a reader takes its time
         poller = select.poll()
         poller.register(fd, select.POLLOUT)
         self._poll = poller.poll
@@ -117,7 +117,7 @@ class Output:
                     data = data[self._write_some(data) :]
                 elif _out_of_patience():
                     raise OutputError("its reader takes nothing")
-                elif self.on_wait is not None:
+                if data and self.on_wait is not None:
                     self.on_wait()
         except BrokenPipeError:
             raise NoReaderError from None

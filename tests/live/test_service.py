@@ -18,6 +18,8 @@ from tests.live.conftest import Feed, Start
 from tests.live.test_slow_reader import block
 from tests.support import DEADLINE_S, Command, held_by, status_of, wait_until, waits_in
 
+WAITING = ["WATCHDOG=1", "STATUS=waiting for the reader of the output"]
+
 
 class Manager:
     """Receives what services send. `environ` is that of a service."""
@@ -111,10 +113,26 @@ def test_a_reader_that_takes_nothing_does_not_trip_the_watchdog(
         block(command, source)
     manager.received()
     for _ in range(3):
-        assert manager.next() == ["WATCHDOG=1", "STATUS=the reader of the output takes nothing"]
+        assert manager.next() == WAITING
     command.read_until(lambda out: out.count(b'"event":"exec"') == 1000)
     wait_until(lambda: ["WATCHDOG=1", "STATUS=1000 events written, 0 lost"] in manager.received())
     assert command.end(signal.SIGTERM)[0] == 0
+
+
+def test_neither_does_a_slow_reader(bootstrap: Start, feed: Feed, manager: Manager) -> None:
+    """It always takes something before the command has waited for long."""
+    command = quiet(bootstrap, manager, "--json", WATCHDOG_USEC="1000000")
+    command.wait_for_tracing()
+    assert command.process.stdout is not None
+    with feed(command.pid) as source:
+        block(command, source)
+    manager.received()
+    for _ in range(25):
+        assert len(os.read(command.process.stdout.fileno(), 4096)) == 4096
+        time.sleep(0.1)
+    messages = manager.received()
+    assert len(messages) >= 5
+    assert all(message == WAITING for message in messages)
 
 
 @pytest.mark.parametrize("address", ["/nowhere/notify", "@nobody-listens", "vsock:2:1", "x" * 200])
