@@ -260,12 +260,12 @@ class _Command:
         else that keeps the loop from reading.
         """
 
-        def alive() -> None:
+        def alive(waits: bool = False) -> None:
+            if not service.wants_sign():  # each piece of a write asks
+                return
             lost = tracer.stats.lost
-            service.alive(f"{self._written} events written, {lost} lost")
-
-        def waiting() -> None:
-            service.alive("waiting for the reader of the output")
+            wait = "; waiting for the reader of the output" if waits else ""
+            service.alive(f"{self._written} events written, {lost} lost{wait}")
 
         try:
             service.ready()
@@ -273,7 +273,7 @@ class _Command:
             self._say(f"cannot notify the service manager: {error.strerror or error}")
         if service.watchdog_s is not None:
             self._periodic.add(service.watchdog_s / 2, alive)
-            output.on_wait = waiting
+            output.on_wait = alive
 
     def _print_all(
         self, tracer: Tracer, renderer: Renderer, output: Output, reporter: Reporter | None

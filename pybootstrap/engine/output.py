@@ -99,7 +99,8 @@ class Output:
         self._encoding = encoding
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         self._is_terminal = os.isatty(fd)
-        self.on_wait: Callable[[], None] | None = None  # called while a reader takes its time
+        # Called while a write lasts, with whether the reader takes nothing.
+        self.on_wait: Callable[[bool], None] | None = None
         poller = select.poll()
         poller.register(fd, select.POLLOUT)
         self._poll = poller.poll
@@ -113,12 +114,13 @@ class Output:
         data = whole = text.encode(self._encoding, "backslashreplace")
         try:
             while data:
-                if self._is_file or self._poll(_TICK_S * 1000):
+                ready = self._is_file or bool(self._poll(_TICK_S * 1000))
+                if ready:
                     data = data[self._write_some(data) :]
                 elif _out_of_patience():
                     raise OutputError("its reader takes nothing")
                 if data and self.on_wait is not None:
-                    self.on_wait()
+                    self.on_wait(not ready)
         except BrokenPipeError:
             raise NoReaderError from None
         except OSError as error:

@@ -40,12 +40,15 @@ class Service:
         """
         self._socket.sendto(b"READY=1\nSTATUS=tracing", self._address)
 
+    def wants_sign(self) -> bool:
+        """Whether the watchdog has got no sign of life for a while, and runs at all."""
+        limit = self.watchdog_s
+        return limit is not None and time.monotonic() - self._sent_s >= limit / 4
+
     def alive(self, status: str) -> None:
-        """Gives the watchdog a sign of life, unless it got one just now; `status` is for people."""
-        now = time.monotonic()
-        if self.watchdog_s is not None and now - self._sent_s >= self.watchdog_s / 4:
-            self._try_to_send(f"WATCHDOG=1\nSTATUS={status}".encode())
-            self._sent_s = now
+        """Gives the watchdog a sign of life; `status` is for people."""
+        self._try_to_send(f"WATCHDOG=1\nSTATUS={status}".encode())
+        self._sent_s = time.monotonic()
 
     def stopping(self) -> None:
         """Says that the service ends."""
