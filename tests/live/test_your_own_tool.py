@@ -36,7 +36,8 @@ class Walk(NamedTuple):
 
 def copy_of_the_checkout(target: Path) -> Path:
     """Copies it so that root leaves no files in ours; with what was built, to save time."""
-    for name in ("bpf", "build", "docs", "libbpf", "LICENSES", "pybootstrap", "vmlinux"):
+    names = ("bpf", "build", "docs", "libbpf", "LICENSES", "packaging", "pybootstrap", "vmlinux")
+    for name in names:
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("kernels"))
     for name in ("Makefile", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"):
         shutil.copy2(ROOT / name, target)

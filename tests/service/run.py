@@ -187,12 +187,23 @@ def check_blocked_journal(service: Service) -> str:
     finally:
         service.run("kill", "-CONT", journald)
     assert service.pid == pid
-    wait_until(lambda: "written" in service.show("StatusText"), "the loop to read again")
+    wait_until(lambda: "waiting" not in service.show("StatusText"), "the loop to read again")
     service.run("systemctl", "restart", "bootstrap")
     account = assert_complete(service.runs()[-2])
     lost = service.runs()[-2][-1]["counters"]["lost"]
     assert lost > 0, "the journal has not blocked it"
     return account
+
+
+def check_killed_journal(service: Service) -> str:
+    """systemd keeps the socket for the next journald, so nothing is lost."""
+    pid = service.pid
+    service.make_events(50)
+    service.run("systemctl", "kill", "--signal=KILL", "systemd-journald")
+    service.make_events(50)
+    service.run("systemctl", "restart", "bootstrap")
+    assert service.pid != pid
+    return assert_complete(service.runs()[-2])
 
 
 def check_full_disk(service: Service) -> str:
@@ -237,6 +248,20 @@ def check_stopped(service: Service) -> str:
     return assert_complete(service.runs()[-1])
 
 
+def check_invalid_option(service: Service) -> str:
+    """It is not started again and again, and says why in one line."""
+    service.run("sh", "-c", "echo BOOTSTRAP_OPTIONS=--latency 10x >/etc/default/bootstrap")
+    restarts = service.show("NRestarts")
+    service.run("systemctl", "start", "bootstrap", check=False)
+    time.sleep(3)  # RestartSec is 2 s
+    names = ("ActiveState", "ExecMainStatus", "NRestarts")
+    assert [service.show(name) for name in names] == ["failed", "2", restarts]
+    log = service.run("journalctl", "--output=cat", "--unit=bootstrap", "--lines=10")
+    said = [line for line in log.splitlines() if line.startswith("bootstrap: ")]
+    assert len(said) == 1, log
+    return repr(said[0])
+
+
 CHECKS = (
     check_the_unit,
     check_start,
@@ -244,8 +269,10 @@ CHECKS = (
     check_hung,
     check_restarted,
     check_blocked_journal,
+    check_killed_journal,
     check_full_disk,
     check_stopped,
+    check_invalid_option,
 )
 
 
