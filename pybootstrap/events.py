@@ -160,20 +160,32 @@ class ProcessEvent(Record):
     __slots__ = ()
     TAIL = ("text.filename_size", "text.args_size")
 
-    pid: int = field("process.pid", doc="Process id, that is, thread-group id: `task_struct.tgid`.")
+    pid: int = field(
+        "process.pid",
+        otel="process.pid",
+        doc="Process id, that is, thread-group id: `task_struct.tgid`.",
+    )
     ppid: int = field(
         "process.ppid",
+        otel="process.parent_pid",
         doc="Process id of the parent at the event, not of a debugger: `real_parent->tgid`.",
     )
     uid: int = field(
-        "process.uid", doc="Real user id (`cred.uid`); on exec, that of the new program."
+        "process.uid",
+        otel="process.real_user.id",
+        doc="Real user id (`cred.uid`); on exec, that of the new program.",
     )
     gid: int = field(
         "process.gid", doc="Real group id (`cred.gid`); on exec, that of the new program."
     )
-    sid: int = field("process.sid", doc="Session id (`signal->pids[PIDTYPE_SID]`): see setsid(2).")
+    sid: int = field(
+        "process.sid",
+        otel="process.session_leader.pid",
+        doc="Session id (`signal->pids[PIDTYPE_SID]`): see setsid(2).",
+    )
     ns_pid: int = field(
         "process.ns_pid",
+        otel="process.vpid",
         doc="Process id in the innermost pid namespace of the process, as getpid(2) returns it.",
     )
     cgroup_id: int | None = field(
@@ -206,6 +218,7 @@ class ExecEvent(ProcessEvent, struct="exec_record"):
     filename: str = field(
         tail=True,
         convert=_filename,
+        otel="process.command",
         doc="""What was executed, as the caller named it (`linux_binprm.filename`).
 
         For a script this is the script. For fexecve(3) it is "/dev/fd/N".
@@ -214,6 +227,7 @@ class ExecEvent(ProcessEvent, struct="exec_record"):
     args: tuple[str, ...] = field(
         tail=True,
         convert=_args,
+        otel="process.command_args",
         doc="""The arguments as the new program sees them: its memory from `mm->arg_start` on.
 
         Up to 8 KiB are kept. Empty if the Tracer was made with `args=False`.
@@ -234,6 +248,7 @@ class ExitEvent(ProcessEvent, struct="exit_record"):
     filename: str | None = field(
         tail=True,
         convert=_filename,
+        otel="process.command",
         doc="""`ExecEvent.filename` of its last exec.
 
         None if no exec was seen, or if the Tracer was made with `args=False`.
@@ -242,6 +257,7 @@ class ExitEvent(ProcessEvent, struct="exit_record"):
     args: tuple[str, ...] | None = field(
         tail=True,
         convert=_args,
+        otel="process.command_args",
         doc="`ExecEvent.args` of its last exec; None if `filename` is None.",
     )
     args_truncated: bool = field(
@@ -252,6 +268,7 @@ class ExitEvent(ProcessEvent, struct="exit_record"):
     exit_code: int = field(
         "status",
         convert=exit_code_of,
+        otel="process.exit.code",
         doc="""The low 8 bits of the argument of exit(3): WEXITSTATUS of wait(2).
 
         0 when a signal ended the process: look at `signal` first.

@@ -190,9 +190,11 @@ class _Command:
 
     def _make_renderer(self, tracer: Tracer) -> Renderer:
         if self._given.json:
+            from pybootstrap.engine.names import Names, OtelNames
             from pybootstrap.engine.render_json import JsonRenderer
 
-            return JsonRenderer(tracer.events())
+            names = OtelNames(self._name) if self._given.json == "otel" else Names()
+            return JsonRenderer(tracer.events(), names)
         if self._renderer_of is None:
             from pybootstrap.engine.render import FieldRenderer
 

@@ -48,15 +48,23 @@ def text(array: bytes) -> str:
 class Field:
     """A declared field and, once bound, its place in a struct."""
 
-    __slots__ = ("annotation", "convert", "doc", "members", "name", "places", "sources", "tail")
+    __slots__ = (
+        "annotation", "convert", "doc", "members", "name", "otel", "places", "sources", "tail",
+    )  # fmt: skip
 
     def __init__(
-        self, members: tuple[str, ...], convert: Callable[..., Any] | None, tail: bool, doc: str
+        self,
+        members: tuple[str, ...],
+        convert: Callable[..., Any] | None,
+        tail: bool,
+        doc: str,
+        otel: str = "",
     ) -> None:
         self.members = members
         self.convert = convert
         self.tail = tail
         self.doc = doc
+        self.otel = otel
         self.name = self.annotation = ""
         self.places: list[tuple[int, Type]] = []  # of the members, once bound
         self.sources: struct.Struct | None = None  # unpacks them, if they all have a code
@@ -64,7 +72,7 @@ class Field:
     def named(self, name: str, annotation: object) -> Field:
         """A copy with the name and annotation that the class gives it."""
         members = self.members or (() if self.tail else (name,))
-        made = Field(members, self.convert, self.tail, self.doc)
+        made = Field(members, self.convert, self.tail, self.doc, self.otel)
         made.name = name
         made.annotation = (getattr(annotation, "__name__", None) or str(annotation)).strip("'\"")
         return made
@@ -123,6 +131,7 @@ def field(
     convert: Callable[..., Any] | None = None,
     tail: bool = False,
     doc: str = "",
+    otel: str = "",
 ) -> Any:
     """Declares a field of an event class, made of these members of the struct.
 
@@ -135,10 +144,12 @@ def field(
             up to the NUL, `bytes` the whole array, `bool` whether a number is not 0.
         tail: pass `convert` the bytes after the struct, too, as its last argument.
         doc: docstring of the property; state unit and source.
+        otel: the attribute of OpenTelemetry's semantic conventions that means exactly this, such as
+            "process.pid"; "": none, so OpenTelemetry gets it in the tool's own namespace.
     """
     if (tail or len(members) > 1) and convert is None:
         raise SettingError(f"field({', '.join(map(repr, members))}) needs a convert=")
-    return Field(members, convert, tail, doc)
+    return Field(members, convert, tail, doc, otel)
 
 
 _USUAL: dict[str, Callable[..., Any] | None] = {

@@ -91,6 +91,14 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print each event as one JSON object on a line, with every field",
     )
+    # An option of its own: if --json took a value, `--json FILE` and `-ja` would lose theirs to it.
+    parser.add_argument(
+        "--json=otel",
+        dest="json",
+        action="store_const",
+        const="otel",
+        help="the same with the names of OpenTelemetry's semantic conventions",
+    )
     parser.add_argument(
         "-n",
         "--count",

@@ -28,6 +28,7 @@ from time import gmtime
 from pybootstrap._typing import TYPE_CHECKING
 from pybootstrap.engine.decoder import LostEvent
 from pybootstrap.engine.errors import SettingError
+from pybootstrap.engine.names import Names
 from pybootstrap.engine.render import SHORT, Renderer, cached, of
 
 if TYPE_CHECKING:
@@ -136,6 +137,14 @@ def _object(name: str, value: Mapping[str, Any]) -> str:
     return f'"{name}":{{{members}}}'
 
 
+def _parts(name: str, value: Any) -> str:
+    """Like `member`, but the parts of a dictionary or named tuple are members NAME.PART."""
+    parts = value._asdict() if hasattr(value, "_asdict") else value
+    if not isinstance(parts, dict) or not parts:
+        return member(name, value)
+    return ",".join(_parts(f"{name}.{_key(key)}", item) for key, item in parts.items())
+
+
 def _key(key: object) -> str:
     """A name, escaped for use between quotes, because it may come from a record."""
     return quoted(str(key))[1:-1]
@@ -221,8 +230,9 @@ class _Writer:
     The code calls the members' values v0, v1, ...; `_names` has its other names.
     """
 
-    def __init__(self, event: type[Event]) -> None:
+    def __init__(self, event: type[Event], names: Names) -> None:
         self._event = event
+        self._called = names
         self._paths = self._unpacked_at_once()
         unpack = event.unpacker(self._paths)
         self._names: dict[str, Any] = {"of": of, "time": _time, "unpack": unpack}
@@ -241,7 +251,8 @@ class _Writer:
 
     def function(self) -> Callable[[bytes], str]:
         """The function that turns the bytes of a record into a line."""
-        forms, codes = ['{"event":' + quoted(self._event.NAME).replace("%", "%%")], []
+        kind = f"{{{quoted(self._called.EVENT)}:{quoted(self._called.event(self._event.NAME))}"
+        forms, codes = [kind.replace("%", "%%")], []
         for _, group in groupby(self._event.FIELDS.values(), self._parted_by):
             form, code = self._part(list(group))
             forms.append(form)
@@ -270,7 +281,7 @@ class _Writer:
         if len(fields) == 1 and first.is_integer:
             return self._number(first, values[0])
         values += [self._tail] * first.tail
-        make, through = _member_of(fields), ""
+        make, through = self._member_of(fields), ""
         if len(values) == 1 and (first.tail or first.places[0][1].kind != "float"):
             make = cached(make)  # not for floats, because 0.0 == -0.0
             is_long = first.tail or first.places[0][1].size > SHORT
@@ -285,43 +296,53 @@ class _Writer:
 
     def _apart(self, fields: list[Field]) -> Callable[[bytes], str]:
         """The function for members that are not single values, or that overlap others."""
-        first, make, head_size = fields[0], _member_of(fields), self._event.HEAD_SIZE
+        first, make, head_size = fields[0], self._member_of(fields), self._event.HEAD_SIZE
         sources = first.sources
         if sources is None:
-            return lambda record: member(_key(first.name), first.read(record))
+            name, write = self._key_of(first), self._write
+            return lambda record: write(name, first.read(record))
         tails = [slice(head_size, None)] * first.tail
         return lambda record: make(*sources.unpack_from(record), *(record[tail] for tail in tails))
 
     def _number(self, field: Field, value: str) -> tuple[str, str]:
         """Format and code of an integer; the code checks whether one of 8 bytes is large."""
-        name, kind = _key(field.name), field.places[0][1]
+        name, kind = self._key_of(field), field.places[0][1]
+        form = f'"{name}":'.replace("%", "%%")
         if kind.size < 8:
-            return f'"{name}":%d', value
+            return f"{form}%d", value
         small = f"{value} < {_EXACT}" if kind.code.isupper() else f"{-_EXACT} < {value} < {_EXACT}"
         exact = self._call(lambda number: f'{number},"{name}_exact":"{number}"', [value])
-        return f'"{name}":%s', f"{value} if {small} else {exact}"
+        return f"{form}%s", f"{value} if {small} else {exact}"
 
+    def _member_of(self, fields: list[Field]) -> Callable[..., str]:
+        """A function that turns the values that these fields are made of into JSON members."""
+        name, convert, write = self._key_of(fields[0]), fields[0].convert, self._write
+        if len(fields) == 1:
+            return lambda *values: write(name, convert(*values) if convert else values[0])
+        named = [(self._key_of(field), field) for field in fields]
 
-def _member_of(fields: list[Field]) -> Callable[..., str]:
-    """A function that turns the values that these fields are made of into JSON members."""
-    name, convert = _key(fields[0].name), fields[0].convert
-    if len(fields) == 1:
-        return lambda *values: member(name, convert(*values) if convert else values[0])
+        def members(*values: Any) -> str:
+            return ",".join(write(name, field.value(*values)) for name, field in named)
 
-    def members(*values: Any) -> str:
-        return ",".join(member(_key(field.name), field.value(*values)) for field in fields)
+        return members
 
-    return members
+    def _key_of(self, field: Field) -> str:
+        return _key(self._called.member(field.name, field.otel))
+
+    @property
+    def _write(self) -> Callable[[str, Any], str]:
+        return member if self._called.NESTED else _parts
 
 
 class JsonRenderer(Renderer):
     """One line of JSON for each event, with all its fields, in ASCII.
 
     The top of this file says which values have a second member; text without one is exact. Losses
-    and reports are objects of their own. Raises SettingError for an event class with their names.
+    and reports are objects of their own. `names` says what members are called; by default as in
+    Python. Raises SettingError for an event class with the name of another object.
     """
 
-    def __init__(self, events: Iterable[type[Event]]) -> None:
+    def __init__(self, events: Iterable[type[Event]], names: Names | None = None) -> None:
         events = tuple(events)
         for event in events:
             if event.NAME in _NOT_EVENTS:
@@ -329,30 +350,39 @@ class JsonRenderer(Renderer):
                     f"{event.__name__} cannot be called {event.NAME!r}, because other JSON objects "
                     "are: give it another NAME"
                 )
-        self.kinds = {event.KIND: _Writer(event).function() for event in events}
+        self._names = names = names or Names()
+        self.kinds = {event.KIND: _Writer(event, names).function() for event in events}
 
     def lost(self, event: LostEvent) -> str:
         """The object for a loss."""
-        stamps = f'"time":{_stamp(event.time_ns)},"since":{_stamp(event.since_ns)}'
-        return f'{{"event":"{_LOST}",{stamps},{member("count", event.count)}}}\n'
+        names = self._names
+        since, count = (_key(names.member(name)) for name in ("since", "count"))
+        members = f'"{since}":{_stamp(event.since_ns)},{member(count, event.count)}'
+        return f"{_head(names, _LOST, event.time_ns)},{members}}}\n"
 
     def start(self, report: Report) -> str:
         """The first object."""
-        return _report_line(_START, report)
+        return _report_line(self._names, _START, report)
 
     def status(self, report: Report) -> str:
         """The object of each minute."""
-        return _report_line(_STATUS, report)
+        return _report_line(self._names, _STATUS, report)
 
     def end(self, report: Report) -> str:
         """The last object."""
-        return _report_line(_END, report)
+        return _report_line(self._names, _END, report)
 
 
-def _report_line(event: str, report: Report) -> str:
+def _head(names: Names, kind: str, time_ns: int) -> str:
+    """The beginning of an object that is not of an event."""
+    return f'{{"{names.EVENT}":{quoted(names.event(kind))},"time":{_stamp(time_ns)}'
+
+
+def _report_line(names: Names, kind: str, report: Report) -> str:
     fields = report._asdict()
-    stamp = _stamp(fields.pop("time_ns"))
+    head = _head(names, kind, fields.pop("time_ns"))
     if report.reason is None:
         del fields["reason"]
-    members = ",".join(member(name, value) for name, value in fields.items())
-    return f'{{"event":"{event}","time":{stamp},{members}}}\n'
+    write = member if names.NESTED else _parts
+    members = (write(_key(names.report(name)), value) for name, value in fields.items())
+    return f"{head},{','.join(members)}}}\n"

@@ -32,6 +32,22 @@ def test_good_values() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ([], False),
+        (["-j"], True),
+        (["--json"], True),
+        (["--json", "-n", "3"], True),
+        (["--json=otel"], "otel"),
+        (["--json=otel", "-n", "3"], "otel"),
+        (["-j", "--json=otel"], "otel"),
+    ],
+)
+def test_json_and_its_names(arguments: list[str], names: object) -> None:
+    assert make_parser().parse_args(arguments).json == names
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         *(["-d", v] for v in ("0", "-5", "10x", "", " 10", "1_0", "\u0661", "1.5", "0x10", "nan")),
@@ -42,6 +58,8 @@ def test_good_values() -> None:
         ["-n", "-1"],
         ["-n", "x"],
         ["--dur", "10"],
+        ["--json=other"],
+        ["--json", "otel"],
         *(["--ring-size", v] for v in ("3M", "32K", "2G", "0", "", "4m", "-64K", "9" * 5000)),
         ["-c", ""],
         ["--no-such-option"],

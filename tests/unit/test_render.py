@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pybootstrap import Event, ExecEvent, ExitEvent, LostEvent, SettingError, Tracer
+from pybootstrap.engine.names import OtelNames
 from pybootstrap.engine.render import Renderer, clock, escape
 from pybootstrap.engine.render_json import JsonRenderer
 from pybootstrap.engine.report import Report
@@ -315,6 +316,53 @@ def test_json_survives_other_parsers(reader: str) -> None:
     ).stdout
     written, read = ([json.loads(line) for line in text.splitlines()] for text in (lines, again))
     assert list(map(without_large_numbers, read)) == list(map(without_large_numbers, written))
+
+
+# ---- With OpenTelemetry's names ----
+
+render_otel = JsonRenderer(Tracer.events(), OtelNames("bootstrap")).render
+OTEL = {
+    "pid": "process.pid",
+    "ppid": "process.parent_pid",
+    "uid": "process.real_user.id",
+    "sid": "process.session_leader.pid",
+    "ns_pid": "process.vpid",
+    "filename": "process.command",
+    "args": "process.command_args",
+    "exit_code": "process.exit.code",
+}
+
+
+def otel_names(fields: dict[str, Any]) -> dict[str, Any]:
+    """The members of an object of `--json`, called as in OpenTelemetry."""
+    renamed = {"event_name": f"bootstrap.{fields.pop('event')}", "time": fields.pop("time")}
+    for part, value in fields.pop("usage", {}).items():
+        renamed[f"bootstrap.usage.{part}"] = value
+    for name, value in fields.items():
+        base = name.removesuffix("_base64").removesuffix("_exact")
+        renamed[OTEL.get(base, f"bootstrap.{base}") + name[len(base) :]] = value
+    return renamed
+
+
+def test_otel_names_replace_the_others_and_change_no_value() -> None:
+    exited = {"status": 9, "duration_ns": 2**64 - 2, "usage__read_bytes": 2**63 + 1}
+    events = decode(
+        exec_record(**SLEEP),
+        exec_record(b"/tmp/\xe9", HARD_ARGS, **HARD),
+        exit_record(b"/tmp/\xe9", HARD_ARGS, **HARD, **exited),
+        exit_record(None, None, usage__read_bytes=2**64 - 1, **SLEEP),
+    )
+    events.append(LostEvent(time_ns=2, since_ns=1, count=2**60))
+    plain, otel = render_json(events).splitlines(), render_otel(events).splitlines()
+    assert [json.loads(text) for text in otel] == [otel_names(json.loads(text)) for text in plain]
+    assert json.loads(otel[3])["bootstrap.usage.read_bytes"] is None
+
+
+def test_names_of_tools_may_hold_what_formats_use() -> None:
+    text = JsonRenderer(Tracer.events(), OtelNames('100%s"')).render(decode(exec_record(**SLEEP)))
+    fields = json.loads(text)
+    assert fields["event_name"] == '100%s".exec'
+    assert fields['100%s".gid'] == 0
 
 
 def test_losses_are_not_lines_of_the_table() -> None:
