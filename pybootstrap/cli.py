@@ -112,7 +112,7 @@ def make_tracer(given: argparse.Namespace, **common: Any) -> Tracer:
         common["max_processes"] = given.max_processes
     return Tracer(
         min_duration_ms=given.duration or 0,
-        args=given.args or given.json or given.check,  # check everything
+        args=given.args or given.json or given.otlp or given.check,  # check everything
         pids=given.pid,
         ppids=given.ppid,
         users=[_user(text) for text in given.user],

@@ -189,6 +189,15 @@ class _Command:
         return self._tracer_of(given, **common)
 
     def _make_renderer(self, tracer: Tracer) -> Renderer:
+        given = self._given
+        if given.otlp is None:
+            return self._make_line_renderer(tracer)
+        from pybootstrap.engine.otlp import OtlpRenderer
+
+        lines = self._make_line_renderer(tracer) if given.json or given.output else None
+        return OtlpRenderer(self._name, given.otlp, tracer.events(), lines)
+
+    def _make_line_renderer(self, tracer: Tracer) -> Renderer:
         if self._given.json:
             from pybootstrap.engine.names import Names, OtelNames
             from pybootstrap.engine.render_json import JsonRenderer
@@ -206,6 +215,8 @@ class _Command:
 
         given = self._given
         path = None if given.output == "-" else given.output
+        if given.otlp is not None and not given.json and given.output is None:
+            path = os.devnull
         if path is None:
             stdout()  # fails now if it is closed
         invoker = invoking_account(os.environ)
@@ -234,12 +245,14 @@ class _Command:
                 tracer._watch_output(output.fileno())
                 self._print_all(tracer, renderer, output, reporter)
         except OutputError:
-            self._report(tracer)
+            self._report(tracer, renderer)
             raise
         finally:
             if service is not None:
                 service.stopping()
-        return self._report(tracer)
+            for remark in renderer.close():
+                self._say(remark)
+        return self._report(tracer, renderer)
 
     def _make_reporter(self, tracer: Tracer) -> Reporter:
         from pybootstrap.engine.report import Reporter
@@ -329,6 +342,7 @@ class _Command:
             if len(lines) > self._left:
                 lines = _first(lines, self._left)  # noqa: PLW2901
             self._left -= len(lines)
+            lines = renderer.take(lines)  # noqa: PLW2901
             try:
                 text = "".join(lines)
             except TypeError:  # there are losses among them
@@ -350,7 +364,7 @@ class _Command:
             self._say(f"{loss.count} events lost: the ring buffer was full")
         return len(losses)
 
-    def _report(self, tracer: Tracer) -> int:
+    def _report(self, tracer: Tracer, renderer: Renderer) -> int:
         """Reports what the output lacks; returns the exit status."""
         stats = tracer.stats
         lost = stats.lost + stats.missed
@@ -362,7 +376,7 @@ class _Command:
             )
         for remark in tracer.closing_remarks(stats):
             self._say(remark)
-        return EX_FAILURE if self._given.strict and lost else 0
+        return EX_FAILURE if self._given.strict and lost + renderer.undelivered else 0
 
     def _check(self) -> int:
         """Prints the result of each check; returns 0 if this machine can trace."""

@@ -118,7 +118,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE", help="write to FILE, which is opened as the invoking user"
     )
     parser.add_argument(
-        "--strict", action="store_true", help="end with status 1 if any event was lost"
+        "--otlp",
+        metavar="URL",
+        help="send each event as an OpenTelemetry log record to the receiver at URL, such as "
+        "http://collector:4318; print nothing, unless -j, --json=otel or -o asks for it",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="end with status 1 if any event was lost, or not delivered by --otlp",
     )
     parser.add_argument(
         "--check",

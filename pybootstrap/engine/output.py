@@ -24,6 +24,7 @@ __all__ = [
     "Output",
     "OutputError",
     "forget_stdout",
+    "in_a_hurry",
     "open_output",
     "say",
     "stdout",
@@ -68,6 +69,11 @@ def told_to_end() -> None:
     if not _hurry:
         signal.signal(signal.SIGALRM, _tick)
         signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
+
+
+def in_a_hurry() -> bool:
+    """Whether signals asked us twice to end."""
+    return _hurry
 
 
 def _tick(*_: object) -> None:

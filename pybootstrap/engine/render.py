@@ -100,6 +100,22 @@ class Renderer:
         """The line that says that tracing has ended; "": none."""
         return ""
 
+    def take(self, made: list[Any]) -> list[Any]:
+        """Called with what `kinds` made of each batch, and losses; returns lines and these losses.
+
+        Events after the last of `-n` are not among them.
+        """
+        return made
+
+    def close(self) -> list[str]:
+        """Called at the end, whatever ended the command; returns what is to be reported."""
+        return []
+
+    @property
+    def undelivered(self) -> int:
+        """How many events were not delivered, besides those in lines; known after `close()`."""
+        return 0
+
     @property
     def reports(self) -> bool:
         """Whether this class defines `start`, `status` or `end`; else a command makes no reports,
