@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -34,6 +35,7 @@ def packaged(form: str) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@functools.cache
 def validator(form: str) -> Draft202012Validator:
     return Draft202012Validator(packaged(form))
 
@@ -72,6 +74,7 @@ def test_every_kind_of_object_is_valid(form: str) -> None:
 values = st.binary(max_size=40).map(lambda b: b.replace(b"\0", b""))
 
 
+@settings(deadline=None)
 @given(
     filename=values,
     args=st.lists(values, max_size=3).map(tuple),
