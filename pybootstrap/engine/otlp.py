@@ -136,7 +136,7 @@ def _decoded(content: bytes) -> ExportLogsServiceResponse | None:
         return None
 
 
-def _reason(error: requests.RequestException) -> str:
+def _reason(error: Exception) -> str:
     """What went wrong, in a few words."""
     found = re.search(r"\[Errno -?\d+\] ([\w ,]+)", str(error))
     if found:
@@ -169,7 +169,7 @@ class _Exporter(LogRecordExporter):
         try:
             result = self._exporter.export(batch)
         except Exception as error:  # noqa: BLE001 - the SDK would print a traceback
-            self._session.problem = f"{type(error).__name__}: {error}"
+            self._session.problem = _reason(error)
         good = 0
         if result is LogRecordExportResult.SUCCESS:
             good = max(0, len(batch) - self._session.rejected)

@@ -82,8 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
             body.partial_success.error_message = "only one"
             content = body.SerializeToString()
         if status == 200 and how != "garbage":
-            with file.open("a") as output:
-                output.writelines(json.dumps(record) + "\n" for record in records)
+            with file.open("ab", buffering=0) as output:  # at once, because we may be killed
+                output.write("".join(json.dumps(record) + "\n" for record in records).encode())
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
