@@ -34,6 +34,7 @@ try:
     import netrc  # noqa: F401
 
     import requests
+    from google.protobuf import json_format
     from google.protobuf.message import DecodeError
     from opentelemetry._logs import SeverityNumber
     from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
@@ -119,7 +120,7 @@ class _Session(requests.Session):
         return response
 
     def _judge(self, response: requests.Response) -> None:
-        answer = _decoded(response.content) if response.status_code < 300 else None
+        answer = _decoded(response) if response.status_code < 300 else None
         if answer is None:
             self.problem += ", but no OTLP answer: is the URL right?"
             response.status_code = 400  # not to be retried
@@ -129,11 +130,17 @@ class _Session(requests.Session):
         self.problem = partial.error_message or "the receiver rejected some"
 
 
-def _decoded(content: bytes) -> ExportLogsServiceResponse | None:
+def _decoded(response: requests.Response) -> ExportLogsServiceResponse | None:
+    """The answer; None if it is something else. Some receivers answer in JSON whatever they get."""
+    answer = ExportLogsServiceResponse()
     try:
-        return ExportLogsServiceResponse.FromString(content)
-    except DecodeError:
+        if "json" in response.headers.get("Content-Type", ""):
+            json_format.Parse(response.content, answer)
+        else:
+            answer.ParseFromString(response.content)
+    except (DecodeError, json_format.ParseError, UnicodeDecodeError):
         return None
+    return answer
 
 
 def _reason(error: Exception) -> str:

@@ -24,6 +24,8 @@ _ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
     "": (200, {}, b""),
     "400": (400, {}, b"no"),
     "503": (503, {"Retry-After": "1"}, b""),
+    "json": (200, {"Content-Type": "application/json"}, b'{"partialSuccess": {}}'),
+    "other json": (200, {"Content-Type": "application/json"}, b'{"error": "no"}'),
     "garbage": (200, {}, b"<html>Log in, please</html>"),
     "redirect": (302, {"Location": "/login"}, b""),
 }
@@ -81,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
             body.partial_success.rejected_log_records = refused
             body.partial_success.error_message = "only one"
             content = body.SerializeToString()
-        if status == 200 and how != "garbage":
+        if status == 200 and how not in ("garbage", "other json"):
             with file.open("ab", buffering=0) as output:  # at once, because we may be killed
                 output.write("".join(json.dumps(record) + "\n" for record in records).encode())
         self.send_response(status)

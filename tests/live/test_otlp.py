@@ -254,6 +254,7 @@ def test_a_receiver_that_is_not_there_does_not_keep_the_command_from_ending(
     [
         ("400", "400 Bad Request"),
         ("garbage", "200 OK, but no OTLP answer: is the URL right?"),
+        ("other json", "200 OK, but no OTLP answer: is the URL right?"),
         ("redirect", "302 Found, but no OTLP answer: is the URL right?"),
         ("silence", "no answer in time"),
     ],
@@ -288,8 +289,11 @@ def test_rejected_records_of_a_partial_success_are_counted(
     assert assert_accounted(sender, workload, receiver) > 0
 
 
-def test_a_busy_receiver_is_asked_again(receiver: Receiver, send: Send, workload: Workload) -> None:
-    receiver.answer("503 once")
+@pytest.mark.parametrize("answer", ["503 once", "json"])
+def test_a_receiver_may_be_busy_or_answer_in_json(
+    receiver: Receiver, send: Send, workload: Workload, answer: str
+) -> None:
+    receiver.answer(answer)
     sender = send(receiver.url, OTEL_EXPORTER_OTLP_COMPRESSION="gzip")
     workload.run(3)
     wait_until(lambda: len(receiver.events()) == 6)
