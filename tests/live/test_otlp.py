@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any, Callable
 import pytest
 
 from pybootstrap import __version__
-from tests.support import DEADLINE_S, Command, join, ns_of, wait_until
+from tests.support import DEADLINE_S, Command, join, ns_of, status_of, wait_until
 
 Start = Callable[..., Command]
 
@@ -377,3 +378,17 @@ def test_nothing_is_imported_after_privileges_were_dropped(receiver: Receiver) -
     with Command(*words, program=("-c", LOADS)) as command:
         wait_until(lambda: receiver.records)
         assert command.end(signal.SIGTERM) == (0, "\n", "")
+
+
+def test_none_of_its_threads_keeps_privileges(receiver: Receiver, bootstrap: Start) -> None:
+    command = bootstrap("--otlp", receiver.url, "--run-as", "nobody")
+    command.wait_for_tracing()
+    wait_until(lambda: receiver.records)
+    nobody = str(pwd.getpwnam("nobody").pw_uid)
+    threads = [int(path.name) for path in Path(f"/proc/{command.pid}/task").iterdir()]
+    assert len(threads) >= 2
+    for thread in threads:
+        fields = status_of(f"{command.pid}/task/{thread}")
+        assert set(fields["Uid"].split()) == {nobody}
+        assert {int(fields[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == {0}
+    assert command.end(signal.SIGTERM) == (0, "", "")
