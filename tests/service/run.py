@@ -55,15 +55,26 @@ class Service:
         """Whether another process than `pid` is the service, and ready."""
         return self.show("ActiveState") == "active" and self.pid not in (0, pid)
 
-    def journal(self) -> list[Record]:
-        """All JSON lines in the journal, in order."""
-        self.run("journalctl", "--sync")
-        lines = self.run("journalctl", "--output=cat", "--all", "--unit=bootstrap").splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
+    def lines_of(self, pid: int) -> list[Record]:
+        """The JSON lines of a run in the journal, in order."""
+        fields = "--output-fields=MESSAGE"
+        lines = self.run("journalctl", "--all", "--output=json", fields, f"_PID={pid}")
+        messages = [json.loads(line)["MESSAGE"] for line in lines.splitlines()]
+        return [json.loads(message) for message in messages if message.startswith("{")]
 
-    def runs(self) -> list[list[Record]]:
-        """The same, run by run."""
-        return runs_of(self.journal())
+    def began(self, pid: int) -> list[Record]:
+        """The same, once the journal has the first line: it may lag behind."""
+        wait_until(lambda: self.lines_of(pid), "trace_start in the journal")
+        return self.lines_of(pid)
+
+    def ended(self, pid: int) -> list[Record]:
+        """The same, once the journal has the last line."""
+
+        def has_end() -> bool:
+            return bool(self.began(pid)[-1]["event"] == "trace_end")
+
+        wait_until(has_end, "trace_end in the journal")
+        return self.lines_of(pid)
 
     def make_events(self, number: int) -> None:
         """Runs programs on the machine."""
@@ -130,10 +141,10 @@ def check_start(service: Service) -> str:
     service.make_events(20)
     service.run("/bin/true", "\1" * 8180)  # each takes 6 bytes of JSON
     wait_until(
-        lambda: any(len(json.dumps(record)) > 48 << 10 for record in service.journal()),
+        lambda: any(len(json.dumps(line)) > 48 << 10 for line in service.began(service.pid)),
         "a line that is longer than journald's default limit, whole",
     )
-    settings = service.journal()[0]["settings"]
+    settings = service.began(service.pid)[0]["settings"]
     assert (settings["latency"], settings["ring_size"]) == (10, 65536), settings
     return f"user {fields['Uid'].split()[0]}, no capabilities, {service.show('StatusText')!r}"
 
@@ -144,7 +155,7 @@ def check_killed(service: Service) -> str:
     service.run("kill", "-KILL", str(pid))
     wait_until(lambda: service.is_restarted(pid), "restart after SIGKILL")
     assert service.show("NRestarts") == "1"
-    first, second = service.runs()
+    first, second = service.began(pid), service.began(service.pid)
     assert first[-1]["event"] != "trace_end"
     assert first[0]["run_id"] != second[0]["run_id"]
     assert first[0]["boot_id"] == second[0]["boot_id"]
@@ -159,16 +170,17 @@ def check_hung(service: Service) -> str:
     assert service.show("NRestarts") == "2"
     log = service.run("journalctl", "--output=cat", "--unit=bootstrap", "_PID=1")
     assert "Watchdog timeout" in log, log
-    *_, earlier, later = service.runs()
+    earlier, later = service.began(pid), service.began(service.pid)
     assert earlier[-1]["event"] != "trace_end"
     return gap(earlier, later)
 
 
 def check_restarted(service: Service) -> str:
     """`systemctl restart` leaves a complete run."""
+    pid = service.pid
     service.make_events(50)
     service.run("systemctl", "restart", "bootstrap")
-    *_, earlier, later = service.runs()
+    earlier, later = service.ended(pid), service.began(service.pid)
     account = assert_complete(earlier)
     assert earlier[-1]["reason"] == "signal"
     return f"{account}; {gap(earlier, later)}"
@@ -180,7 +192,8 @@ def check_blocked_journal(service: Service) -> str:
     journald = service.run("systemctl", "show", "--value", "--property=MainPID", "systemd-journald")
     service.run("kill", "-STOP", journald)
     try:
-        storm = "for i in $(seq 3000); do /bin/true; done"
+        # More than the socket to journald holds, which is 8 MB.
+        storm = 'long=$(printf %04000d 0); for i in $(seq 3000); do /bin/true "$long"; done'
         service.run("sh", "-c", storm)
         wait_until(lambda: "waiting" in service.show("StatusText"), "a status that says so")
         time.sleep(3 * WATCHDOG_S)  # the watchdog would act meanwhile
@@ -189,10 +202,9 @@ def check_blocked_journal(service: Service) -> str:
     assert service.pid == pid
     wait_until(lambda: "waiting" not in service.show("StatusText"), "the loop to read again")
     service.run("systemctl", "restart", "bootstrap")
-    account = assert_complete(service.runs()[-2])
-    lost = service.runs()[-2][-1]["counters"]["lost"]
-    assert lost > 0, "the journal has not blocked it"
-    return account
+    lines = service.ended(pid)
+    assert lines[-1]["counters"]["lost"] > 0, "the journal has not blocked it"
+    return assert_complete(lines)
 
 
 def check_killed_journal(service: Service) -> str:
@@ -203,7 +215,7 @@ def check_killed_journal(service: Service) -> str:
     service.make_events(50)
     service.run("systemctl", "restart", "bootstrap")
     assert service.pid != pid
-    return assert_complete(service.runs()[-2])
+    return assert_complete(service.ended(pid))
 
 
 def check_full_disk(service: Service) -> str:
@@ -242,10 +254,11 @@ def check_full_disk(service: Service) -> str:
 
 def check_stopped(service: Service) -> str:
     """`systemctl stop` ends it with success."""
+    pid = service.pid
     service.make_events(50)
     service.run("systemctl", "stop", "bootstrap")
     assert (service.show("ActiveState"), service.show("Result")) == ("inactive", "success")
-    return assert_complete(service.runs()[-1])
+    return assert_complete(service.ended(pid))
 
 
 def check_invalid_option(service: Service) -> str:
@@ -279,7 +292,7 @@ CHECKS = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--wheel", type=Path, required=True)
-    parser.add_argument("--journal", type=Path, metavar="FILE", help="write the journal there")
+    parser.add_argument("--journal", type=Path, metavar="FILE", help="for the journal, in JSON")
     given = parser.parse_args()
     prepare = PREPARE.format(
         python=PYTHON,
@@ -296,7 +309,7 @@ def main() -> int:
             return run_checks(machine)
         finally:
             if given.journal:
-                text = machine.run("journalctl", "--no-pager", "--unit=bootstrap")
+                text = machine.run("journalctl", "--all", "--output=json", "--unit=bootstrap")
                 given.journal.write_text(text + "\n")
 
 
@@ -308,8 +321,9 @@ def run_checks(machine: Machine) -> int:
         try:
             print(f"ok      {name}: {check(service)}", flush=True)
         except AssertionError as error:
-            print(f"NOT OK  {name}: {error}")
-            print(machine.run("journalctl", "--no-pager", "--lines=30")[-8000:])
+            print(f"NOT OK  {name}: {str(error)[:2000]}")
+            log = machine.run("journalctl", "--no-pager").splitlines()
+            print(*[line for line in log if '{"event":"ex' not in line][-30:], sep="\n")
             return 1
     return 0
 
