@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import guest_image
@@ -33,6 +33,7 @@ from kernel_packages import (
     find_kernel,
 )
 from kernel_packages import mirrors as configured_mirrors
+from rows import MARKS, Row, print_notes, read_results
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -61,19 +62,6 @@ TOOLS = {
     "busybox": "busybox-static",
     QEMU: "qemu-system-x86",
 }
-
-
-@dataclass
-class Row:
-    """One kernel of the table: what was requested, and the result."""
-
-    name: str
-    kernel: str = ""
-    state: str = "not run"  # or "passed" or "FAILED"
-    note: str = ""
-    seconds: float = 0.0
-    # For each check: whether it passed (None: skipped), its detail, its duration in seconds.
-    checks: dict[str, tuple[bool | None, str, float]] = field(default_factory=dict)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -284,27 +272,6 @@ def guest_additions(args: argparse.Namespace) -> list[str]:
     return [*args.add, *([f"{bpftool}:/usr/sbin/bpftool"] if bpftool else [])]
 
 
-def read_results(row: Row, output: str, trouble: str) -> None:
-    """Fill the row with the lines of guest.py; it passed if all are there and ok."""
-    end = None
-    for line in output.splitlines():
-        try:
-            said = json.loads(line)
-        except ValueError:
-            trouble = trouble or f"a line is not JSON: {line!r}"
-            continue
-        if "end" in said:
-            end = said["end"]
-        else:
-            row.checks[said["check"]] = (said["ok"], said["detail"], said["seconds"])
-    if "release" in row.checks:
-        row.kernel = row.checks["release"][1]
-    if end is None or end != len(row.checks):
-        trouble = trouble or "the guest script did not come to its end"
-    complete = not trouble and all(ok is not False for ok, _, _ in row.checks.values())
-    row.state, row.note = ("passed" if complete else "FAILED"), trouble
-
-
 def run_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
     """Run everything that was requested, and return the rows in the table's order."""
     wanted = args.kernel or [*SUITES, HOST]
@@ -336,9 +303,6 @@ def run_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
     return rows
 
 
-MARKS = {True: "ok", False: "FAILED", None: "skipped"}
-
-
 def print_table(rows: Sequence[Row]) -> None:
     """Print a table with a column for each kernel and a line for each check."""
     names = list(dict.fromkeys(name for row in rows for name in row.checks))
@@ -357,16 +321,6 @@ def print_table(rows: Sequence[Row]) -> None:
 def short_release(kernel: str) -> str:
     """Return only the version of a release, to keep the table narrow."""
     return kernel.partition("-")[0].partition("+")[0] or "?"
-
-
-def print_notes(rows: Sequence[Row], details: bool) -> None:
-    """Print the detail of each failed or skipped check, or with `details` of every check."""
-    for row in rows:
-        if row.note:
-            print(f"{row.name}: {row.state}: {row.note}")
-        for name, (ok, detail, seconds) in row.checks.items():
-            if not ok or details:
-                print(f"{row.name}: {name}: {MARKS[ok]} ({seconds:.1f} s): {detail}")
 
 
 def main() -> int:
