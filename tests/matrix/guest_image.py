@@ -29,8 +29,8 @@ LEFT_OUT = (
 )  # fmt: skip
 LEFT_OUT_MODULES = re.compile(r"_test|_ctypes_test|_tkinter|_?xx")
 
-# No tracefs and no debugfs, because the package must work without them. Results go to the second
-# serial port, to which neither the kernel nor the firmware ever writes; the first is the console.
+# No tracefs and no debugfs, because the package must work without them. Results go to a serial port
+# to which neither the kernel nor the firmware ever writes; the console is another.
 INIT = """\
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -47,7 +47,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up
 hostname guest
 cd /root
-{command} </dev/null >/dev/ttyS1 2>/dev/console
+{command} </dev/null >/dev/{results} 2>/dev/console
 echo "guest script ended with status $?"
 reboot -f
 """
@@ -209,6 +209,7 @@ def build(target: Path, site: Path, suite: Path, command: str, additions: list[s
     add_libraries(tree)
     add_text(tree, "/etc/passwd", PASSWD)
     add_text(tree, "/etc/group", GROUP)
-    init = INIT.format(site=SITE, suite=SUITE, command=f"{python} {SUITE}/{command}")
+    command = f"{python} {SUITE}/{command}"
+    init = INIT.format(site=SITE, suite=SUITE, command=command, results="ttyS1")
     add_text(tree, "/init", init, mode=0o755)
     write_archive(tree, target)

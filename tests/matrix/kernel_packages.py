@@ -20,7 +20,7 @@ from pathlib import Path
 # Oldest first. The index of each suite tells its kernel.
 SUITES = ("bullseye", "bookworm", "trixie", "unstable")
 # The cloud flavour boots faster and is a third of the size, with the same BPF configuration.
-METAPACKAGES = ("linux-image-cloud-amd64", "linux-image-amd64")
+METAPACKAGES = ("linux-image-cloud-{}", "linux-image-{}")
 # The archive's keys, from debian-archive-keyring; without that file, apt uses its trusted keys.
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -52,10 +52,11 @@ def mirrors() -> list[str]:
 class Suite:
     """One suite of the archive, read through an apt root of its own."""
 
-    def __init__(self, name: str, cache: Path) -> None:
-        """Take the suite's name; everything of it is kept below `cache`."""
+    def __init__(self, name: str, cache: Path, architecture: str = "amd64") -> None:
+        """Take the names of suite and architecture; everything of it is kept below `cache`."""
         self.name = name
-        self.root = cache / "apt" / name
+        self.architecture = architecture
+        self.root = cache / "apt" / f"{name}-{architecture}"
         for part in ("lists/partial", "archives/partial"):
             (self.root / part).mkdir(parents=True, exist_ok=True)
 
@@ -70,7 +71,8 @@ class Suite:
             "Dir::Etc::sourceparts": "-",
             "Dir::Etc::preferences": "-",
             "Dir::Etc::preferencesparts": "-",
-            "APT::Architecture": "amd64",
+            "APT::Architecture": self.architecture,
+            "APT::Architectures": self.architecture,
             "APT::Sandbox::User": "root",
             "APT::Update::Error-Mode": "any",
             "Acquire::Languages": "none",
@@ -108,7 +110,8 @@ class Suite:
         Up to Debian 13 that is linux-image-VERSION itself; later that only depends on
         linux-binary-VERSION, which holds the image.
         """
-        for metapackage in METAPACKAGES:
+        metapackages = [package.format(self.architecture) for package in METAPACKAGES]
+        for metapackage in metapackages:
             try:
                 fields = self.fields(metapackage)
             except NotAvailableError:
@@ -120,7 +123,7 @@ class Suite:
                 name = deeper.group()
                 fields = self.fields(name)
             return KernelPackage(self.name, name, fields["Version"])
-        raise NotAvailableError(f"suite {self.name} has none of {', '.join(METAPACKAGES)}")
+        raise NotAvailableError(f"suite {self.name} has none of {', '.join(metapackages)}")
 
 
 def find_kernel(suite: Suite, candidates: Sequence[str]) -> KernelPackage:
