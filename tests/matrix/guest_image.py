@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from machines import AMD64
+
 SITE = "/site"
 SUITE = "/suite"
 # Parts of the standard library that no guest needs: folders by name (most of its size), and
@@ -210,6 +212,6 @@ def build(target: Path, site: Path, suite: Path, command: str, additions: list[s
     add_text(tree, "/etc/passwd", PASSWD)
     add_text(tree, "/etc/group", GROUP)
     command = f"{python} {SUITE}/{command}"
-    init = INIT.format(site=SITE, suite=SUITE, command=command, results="ttyS1")
+    init = INIT.format(site=SITE, suite=SUITE, command=command, results=AMD64.results)
     add_text(tree, "/init", init, mode=0o755)
     write_archive(tree, target)

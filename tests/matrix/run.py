@@ -33,6 +33,7 @@ from kernel_packages import (
     find_kernel,
 )
 from kernel_packages import mirrors as configured_mirrors
+from machines import AMD64, boot
 from rows import MARKS, Row, print_notes, read_results
 
 HERE = Path(__file__).resolve().parent
@@ -46,21 +47,15 @@ SUITE_FILES = (
     "tests/exactness/workload.py",
     "tests/__init__.py", "tests/cases.py", "tests/support.py",
 )  # fmt: skip
-QEMU = "qemu-system-x86_64"
 NAMES = {"oldest": SUITES[0], "newest": SUITES[-1]}
 HOST = "host"
-# Without cmpxchg16b, because QEMU 7.2 emulates it badly: with it 14 of 84 boots of 6.12 ended in an
-# oops with garbage in the flags, mostly right after that instruction, without it none of 60.
-CPU = "max,cx16=off"
-# An oops ends the guest at once instead of letting it hang.
-KERNEL_OPTIONS = "console=ttyS0 quiet oops=panic panic=-1"
 # The Debian packages of the tools that are needed.
 TOOLS = {
     "apt-get": "apt",
     "dpkg-deb": "dpkg",
     "ldd": "libc-bin",
     "busybox": "busybox-static",
-    QEMU: "qemu-system-x86",
+    AMD64.qemu: AMD64.package,
 }
 
 
@@ -206,37 +201,6 @@ def describe(package: KernelPackage) -> str:
     return f"{package.name.split('-', 2)[2]} ({package.version})"
 
 
-def boot(row: Row, kernel: Path, initramfs: Path, folder: Path, args: argparse.Namespace) -> None:
-    """Boot one kernel, wait until its guest has ended, and fill in the row.
-
-    The guest's first serial port is the console, which is shown if something goes wrong; the second
-    carries only the lines of guest.py.
-    """
-    console, results = folder / f"{row.name}.console", folder / f"{row.name}.results"
-    results.touch()
-    command = [
-        QEMU, "-machine", "accel=tcg", "-cpu", CPU, "-smp", "2", "-m", args.memory,
-        "-nodefaults", "-display", "none", "-no-reboot", "-net", "none",
-        "-kernel", str(kernel), "-initrd", str(initramfs),
-        "-append", KERNEL_OPTIONS,
-        "-serial", f"file:{console}", "-serial", f"file:{results}",
-    ]  # fmt: skip
-    started = time.monotonic()
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=args.timeout, check=False,
-        )  # fmt: skip
-        trouble = done.stderr.strip() if done.returncode else ""
-    except subprocess.TimeoutExpired:
-        trouble = f"not done after {args.timeout:.0f} s"
-    row.seconds = time.monotonic() - started
-    read_results(row, results.read_text(encoding="utf-8", errors="replace"), trouble)
-    if row.state != "passed" and console.exists():
-        last = console.read_text(encoding="utf-8", errors="replace").splitlines()[-30:]
-        print(f"--- last lines of the console of {row.name}:", *last, sep="\n", file=sys.stderr)
-
-
 def run_on_host(row: Row, site: Path, suite: Path, args: argparse.Namespace) -> None:
     """Run guest.py on this machine, with the package that the guests have, and fill in the row.
 
@@ -286,6 +250,7 @@ def run_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
         args.cache.mkdir(parents=True, exist_ok=True)
         command = " ".join([GUEST, "--emulated", *guest_arguments(args)])
         guest_image.build(initramfs, site, suite, command, guest_additions(args))
+        limits = {"memory": args.memory, "timeout": args.timeout}
         mirrors = args.mirror or configured_mirrors()
         with ThreadPoolExecutor(args.jobs) as pool:
             boots = []
@@ -294,7 +259,7 @@ def run_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
                 if kernel is None:
                     print(f"NOT RUN: {row.name}: {row.note}", file=sys.stderr)
                 else:
-                    boots.append(pool.submit(boot, row, kernel, initramfs, folder, args))
+                    boots.append(pool.submit(boot, row, kernel, initramfs, AMD64, **limits))
             for booted in boots:
                 booted.result()  # raises the runner's own errors
     if HOST in wanted:
