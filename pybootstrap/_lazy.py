@@ -29,7 +29,16 @@ def lazily(
         from importlib import import_module
 
         if name in places:
-            found = getattr(import_module(f"{package}.{places[name]}"), name)
+            try:
+                module = import_module(f"{package}.{places[name]}")
+            except ImportError as error:
+                from pybootstrap.engine.misfit import explain
+
+                if sentence := explain(error):
+                    message = f"pybootstrap: {sentence}"
+                    raise ImportError(message, name=error.name, path=error.path) from None
+                raise
+            found = getattr(module, name)
         elif name in own:
             found = import_module(f"{package}.{name}")
         else:

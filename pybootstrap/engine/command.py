@@ -63,9 +63,10 @@ def main(
         argv: arguments, without the program's name; None: those of this process.
 
     The status is 0, 1 (the kernel refused the programs, or with `--strict` events were lost),
-    2 (usage), 69 (the kernel lacks something), 74 (the output cannot be written) or 77 (no
-    privilege). A line explains every status but 0, on standard error or in the output of `--check`.
-    Only `--help`, `--version` and invalid arguments raise SystemExit, with the status in it.
+    2 (usage), 69 (the kernel lacks something, or the wheel is for another machine), 74 (the output
+    cannot be written) or 77 (no privilege). A line explains every status but 0, on standard error
+    or in the output of `--check`. Only `--help`, `--version` and invalid arguments raise
+    SystemExit, with the status in it.
 
     Call it only in a process of its own, because it does not undo these: it handles SIGINT,
     SIGTERM, SIGHUP and SIGALRM, drops privileges, and exempts all objects that exist at the end
@@ -89,6 +90,13 @@ def main(
         forget_stdout()
         say(parser.prog, f"cannot write the output: {error}")
         status = EX_IOERR
+    except ImportError as error:
+        from pybootstrap.engine.misfit import explain
+
+        if not (sentence := explain(error)):
+            raise
+        say(parser.prog, sentence)
+        status = EX_UNAVAILABLE
     finally:
         _at_signals(lambda: os._exit(status))
         # Python removes our handler when it exits; then SIGALRM would kill a slow exit.
