@@ -623,8 +623,8 @@ static void set_core_limit(bool on)
 		perror("behave: core directory");
 }
 
-/* Whether another thread runs: it is then neither asleep nor gone. */
-static bool another_runs(void)
+/* Whether the state of another thread is none of these: see proc_pid_stat(5). */
+static bool another_than(const char *states)
 {
 	char path[64], self[64], state;
 	DIR *tasks = opendir("/proc/self/task");
@@ -645,23 +645,41 @@ static bool another_runs(void)
 		if (!file) /* gone */
 			continue;
 		if (fscanf(file, "%*d (%*[^)]) %c", &state) == 1)
-			found |= !strchr("SZX", state);
+			found |= !strchr(states, state);
 		fclose(file);
 	}
 	closedir(tasks);
 	return found;
 }
 
+static bool leader_has_ended(void)
+{
+	FILE *file = fopen("/proc/self/stat", "re");
+	char state;
+
+	if (!file || fscanf(file, "%*d (%*[^)]) %c", &state) != 1)
+		die("/proc/self/stat");
+	fclose(file);
+	return state == 'Z';
+}
+
 /*
  * glibc changes the user of each thread by a signal, and waits for it. A thread that ends by the
- * bare system call meanwhile never answers. Those threads do so at once.
+ * bare system call meanwhile never answers; those threads do so at once. Since glibc 2.43 a leader
+ * that has ended so is waited for, too, so then this thread changes its own user when it is alone.
  */
 static void become(int uid)
 {
-	while (another_runs())
+	while (another_than("SZX"))
 		sleep_ms(1);
-	if (setresgid(uid, uid, uid) || setresuid(uid, uid, uid))
+	if (leader_has_ended()) {
+		while (another_than("ZX"))
+			sleep_ms(1);
+		if (syscall(SYS_setresgid, uid, uid, uid) || syscall(SYS_setresuid, uid, uid, uid))
+			die("setuid");
+	} else if (setresgid(uid, uid, uid) || setresuid(uid, uid, uid)) {
 		die("setuid");
+	}
 	say_user();
 }
 
