@@ -19,7 +19,7 @@ class Machine:
     qemu: str
     package: str  # Debian's, which has that program
     options: tuple[str, ...]
-    # Its serial ports, as Linux names them.
+    # Its serial ports, as Linux names them; `options` connect the second with chardev "results".
     console: str
     results: str
 
@@ -30,9 +30,16 @@ AMD64 = Machine(
     # Without cmpxchg16b, because QEMU 7.2 emulates it badly: with it 14 of 84 boots of 6.12 ended
     # in an oops with garbage in the flags, mostly right after that instruction, without it none of
     # 60.
-    ("-cpu", "max,cx16=off"),
+    ("-cpu", "max,cx16=off", "-serial", "chardev:results"),
     "ttyS0",
     "ttyS1",
+)
+ARM64 = Machine(
+    "qemu-system-aarch64",
+    "qemu-system-arm",
+    ("-machine", "virt", "-cpu", "neoverse-n1", "-device", "pci-serial,chardev=results"),
+    "ttyAMA0",
+    "ttyS0",
 )
 # An oops ends the guest at once instead of letting it hang.
 KERNEL_OPTIONS = "quiet oops=panic panic=-1"
@@ -49,11 +56,12 @@ def boot(
     console, results = (initramfs.with_name(f"{row.name}.{end}") for end in ("console", "results"))
     results.touch()
     command = [
-        machine.qemu, "-accel", "tcg", *machine.options, "-smp", "2", "-m", memory,
+        machine.qemu, "-accel", "tcg", "-smp", "2", "-m", memory,
         "-nodefaults", "-display", "none", "-no-reboot", "-net", "none",
         "-kernel", str(kernel), "-initrd", str(initramfs),
         "-append", f"console={machine.console} {KERNEL_OPTIONS}",
-        "-serial", f"file:{console}", "-serial", f"file:{results}",
+        "-serial", f"file:{console}", "-chardev", f"file,id=results,path={results}",
+        *machine.options,
     ]  # fmt: skip
     started = time.monotonic()
     try:
