@@ -40,7 +40,7 @@ C_FILES = $(wildcard bpf/*.[ch] pybootstrap/*.c pybootstrap/engine/native/*.[ch]
 EXAMPLES = $(addprefix ./,$(wildcard examples/*))
 
 # Programs outside the package; each directory is checked by itself.
-SCRIPTS = $(wildcard bench packaging tests/exactness tests/matrix tests/sanitize tests/service tests/fuzz tests/soak)
+SCRIPTS = $(wildcard bench packaging tests/exactness tests/matrix tests/wheels tests/sanitize tests/service tests/fuzz tests/soak)
 
 # Projects of their own, with tests.
 EXAMPLES = $(wildcard examples/*)
@@ -59,7 +59,7 @@ test -n "$$missing" || exit 0; \
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: all deps test-deps run test test-kernels kernel-deps test-service service-deps lint format sanitize fuzz soak bench wheels reproduce release new new-deps vmlinux clean help
+.PHONY: all deps test-deps run test test-kernels kernel-deps test-wheels roots-deps test-service service-deps lint format sanitize fuzz soak bench wheels reproduce release new new-deps vmlinux clean help
 
 all: $(READY) build/bootstrap.1 ## Build into .venv (the default)
 	$(Q)$(PY) setup.py $(QUIET) build_completions build_ext --inplace
@@ -163,7 +163,7 @@ lint: all ## Check style and types
 	$(Q)$(PY) -m ruff format --check $(QUIET)
 	$(Q)$(PY) -m mypy --no-error-summary
 	$(Q)set -e; for scripts in $(SCRIPTS); do \
-		MYPYPATH=$$scripts $(PY) -m mypy --no-error-summary --explicit-package-bases $$scripts; \
+		MYPYPATH=$$scripts:tests/matrix $(PY) -m mypy --no-error-summary --explicit-package-bases $$scripts; \
 	done
 	$(Q)set -e; for example in $(EXAMPLES); do \
 		MYPYPATH=$$example:$$example/tests $(PY) -m mypy --no-error-summary --explicit-package-bases $$example; \
@@ -211,6 +211,17 @@ release: $(TOOLS)/ready ## Build, compare and check what would be uploaded; it u
 	$(Q)$(MAKE) reproduce
 	$(Q)$(TOOLS)/bin/twine check --strict dist/*.whl dist/*.tar.gz
 	@echo "To be uploaded:"; cat dist/SHA256SUMS
+
+roots-deps: | deps
+	@missing=; \
+	need() { name=$$1; shift; "$$@" >/dev/null 2>&1 || missing="$$missing $$name"; }; \
+	need qemu-system-arm qemu-system-aarch64 --version; \
+	need busybox-static busybox true; \
+	$(INSTALL_MISSING)
+
+test-wheels: build/kernels/wheel $(TOOLS)/ready roots-deps ## Install the wheels in Debian roots, old and new, of x86_64 and aarch64
+	$(Q)ls dist/*_x86_64.whl dist/*_aarch64.whl >/dev/null 2>&1 || $(MAKE) wheels
+	@$(AS_ROOT) $(PY) tests/wheels/run.py --zig "$(TOOLS)/bin/python -m ziglang" $(ARGS)
 
 # pybootstrap can use a checkout of libbpf; a tool is compiled against the system's headers.
 new-deps: | deps
