@@ -17,12 +17,13 @@ import pybootstrap
 from pybootstrap.engine import misfit
 
 NATIVE = "pybootstrap/engine/_native.abi3.so"
-AARCH64 = 183
+X86_64, AARCH64 = 62, 183  # elf.h
 
 
 def for_another_architecture(native: Path) -> None:
     content = bytearray(native.read_bytes())
-    content[18:20] = AARCH64.to_bytes(2, "little")
+    other = X86_64 if content[18] == AARCH64 else AARCH64
+    content[18:20] = other.to_bytes(2, "little")
     native.write_bytes(content)
 
 
@@ -33,7 +34,7 @@ def for_a_newer_glibc(native: Path) -> None:
 
 
 CAUSES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "architecture": (for_another_architecture, "the wheel is for aarch64 and this Python for"),
+    "architecture": (for_another_architecture, r"the wheel is for \w+ and this Python for \w+:"),
     "glibc": (for_a_newer_glibc, "does not fit this machine .*`GLIBC_9.99' not found"),
     "missing": (Path.unlink, "its extension module is missing"),
 }
