@@ -23,11 +23,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import checks
 import sbom
+import zopfli
 from sources import ELFUTILS, LIBBPF, ROOT, ZLIB, Source, unpack
 
 ARCHITECTURES = ("x86_64", "aarch64")
@@ -196,7 +198,20 @@ def make_wheel(sdist: Path, architecture: str, work: Path, out: Path) -> Path:
     settings = f"--config-settings=--build-option=--plat-name={tag}"
     run(*pip, settings, "-w", out, ".", cwd=tree, env=env)
     (wheel,) = out.glob(f"*{tag}.whl")
+    repack(wheel)
     return wheel
+
+
+def repack(wheel: Path) -> None:
+    """Compress a wheel with zopfli: 5 % smaller, and independent of the zlib of this Python."""
+    packed = wheel.with_suffix(".packed")
+    with (
+        zipfile.ZipFile(wheel) as loose,
+        zopfli.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as tight,
+    ):
+        for member in loose.infolist():
+            tight.writestr(member, loose.read(member))
+    packed.replace(wheel)
 
 
 def write_sums(out: Path) -> None:
