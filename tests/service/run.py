@@ -19,15 +19,16 @@ from typing import Any
 
 from machine import DEADLINE_S, Machine
 
-UNIT = "/opt/pybootstrap/share/pybootstrap/bootstrap.service"
+UNIT = "/opt/pybootstrap/current/share/pybootstrap/bootstrap.service"
 PYTHON = "/usr/bin/python3"  # not one in a home directory, which the service cannot see
 HIGHEST_EXPOSURE = 1.0  # of systemd-analyze security; from 10 (unsafe) to 0
 WATCHDOG_S = 2
 # The options show whether it reads the file. The watchdog is made faster, so that the test is.
 PREPARE = """
-{python} -m venv --without-pip opt/pybootstrap
-{pip} --python opt/pybootstrap/bin/python install -q {wheel}
-sed -i '1s|^#!.*|#!/opt/pybootstrap/bin/python|' opt/pybootstrap/bin/bootstrap
+{python} -m venv --without-pip opt/pybootstrap/1
+ln -s 1 opt/pybootstrap/current
+{pip} --python opt/pybootstrap/current/bin/python install -q {wheel}
+sed -i '1s|^#!.*|#!/opt/pybootstrap/current/bin/python|' opt/pybootstrap/1/bin/bootstrap
 mkdir -p etc/default etc/systemd/journald.conf.d etc/systemd/system/bootstrap.service.d
 echo 'BOOTSTRAP_OPTIONS=--latency 10 --ring-size 64K' >etc/default/bootstrap
 printf '[Journal]\\nLineMax=128K\\n' >etc/systemd/journald.conf.d/lines.conf
