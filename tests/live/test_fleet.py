@@ -77,11 +77,11 @@ def test_the_command_traces_where_it_was_installed(host: Host) -> None:
     assert "/true" in out
 
 
-def test_links_lead_to_the_man_page_and_the_completions(host: Host) -> None:
+def test_links_lead_to_the_man_page_the_completions_and_the_unit(host: Host) -> None:
     places = [host.root / "usr/local/share", host.root / "etc"]
     files = [path for place in places for path in place.rglob("*bootstrap*") if path.is_file()]
     names = ["_bootstrap", "bootstrap", "bootstrap.1", "bootstrap.fish", "bootstrap.fish"]
-    assert sorted(path.name for path in files) == names
+    assert sorted(path.name for path in files) == [*names, "bootstrap.service"]
     current = host.root / "opt/pybootstrap/current"
     assert all(Path(os.readlink(path)).is_relative_to(current) for path in files)
 
