@@ -369,7 +369,8 @@ class _Command:
         losses = [line for line in lines if isinstance(line, LostEvent)]
         output.write("".join(renderer.lost(x) if isinstance(x, LostEvent) else x for x in lines))
         for loss in losses:
-            self._say(f"{loss.count} events lost: the ring buffer was full")
+            message = f"{loss.count} events lost: the ring buffer was full"
+            say(self._name, message, wait=False)  # the output and the final report have it, too
         return len(losses)
 
     def _report(self, tracer: Tracer, renderer: Renderer) -> int:

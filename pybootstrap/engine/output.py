@@ -71,6 +71,11 @@ def told_to_end() -> None:
         signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
 
 
+def is_ending() -> bool:
+    """Whether a signal asked us to end."""
+    return _give_up_at is not None
+
+
 def in_a_hurry() -> bool:
     """Whether signals asked us twice to end."""
     return _hurry
@@ -115,12 +120,16 @@ class Output:
         """The descriptor."""
         return self._fd
 
+    def is_ready(self, timeout_s: float) -> bool:
+        """Whether it takes a piece now, or within this time."""
+        return self._is_file or bool(self._poll(timeout_s * 1000))
+
     def write(self, text: str) -> None:
         """Raises NoReaderError when nobody reads any more, OutputError for any other failure."""
         data = whole = text.encode(self._encoding, "backslashreplace")
         try:
             while data:
-                ready = self._is_file or bool(self._poll(_TICK_S * 1000))
+                ready = self.is_ready(_TICK_S)
                 if ready:
                     data = data[self._write_some(data) :]
                 elif _out_of_patience():
@@ -177,11 +186,16 @@ def forget_stdout() -> None:
         os.close(devnull)
 
 
-def say(name: str, message: object) -> None:
-    """Prints a line of the command `name` to standard error; ignores failures."""
+def say(name: str, message: object, wait: bool = True) -> None:
+    """Prints a line of the command `name` to standard error; ignores failures.
+
+    Without `wait`, drops it if its reader takes nothing, so that tracing goes on.
+    """
     if sys.stderr is None:
         return
     import contextlib  # here, because many commands print no message
 
     with contextlib.suppress(OSError, OutputError, NoReaderError):
-        Output(sys.stderr.fileno(), "utf-8").write(f"{name}: {message}\n")
+        output = Output(sys.stderr.fileno(), "utf-8")
+        if wait or output.is_ready(0):
+            output.write(f"{name}: {message}\n")

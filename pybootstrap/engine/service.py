@@ -8,8 +8,15 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from re import fullmatch
+
+from pybootstrap.engine.output import is_ending
 
 __all__ = ["Service"]
+
+_READY = b"READY=1\nSTATUS=tracing"
+_PATIENCE_S = 5  # for a manager that takes nothing
+_SHORTEST_S = 0.1  # of a watchdog: more signs of life than this asks for would only cost
 
 
 class Service:
@@ -30,15 +37,27 @@ class Service:
         self._sent_s = 0.0  # when the watchdog got the last sign, on the monotonic clock
         limit = environ.get("WATCHDOG_USEC", "")
         ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        if ours and limit.isdecimal() and int(limit):
-            self.watchdog_s = int(limit) / 1_000_000
+        if ours and fullmatch("[0-9]{1,18}", limit) and int(limit):
+            self.watchdog_s = max(int(limit) / 1_000_000, _SHORTEST_S)
 
     def ready(self) -> None:
-        """Says that the service works from here on; waits while the manager is busy.
+        """Says that the service works from here on.
 
-        Raises OSError if there is no manager at that address.
+        Waits while the manager takes nothing, for up to 5 s, or until a signal asks us to end.
+        Raises OSError if there is no manager at that address, or if it took nothing.
         """
-        self._socket.sendto(b"READY=1\nSTATUS=tracing", self._address)
+        for _ in range(_PATIENCE_S * 10):
+            if self._is_told_ready() or is_ending():
+                return
+            time.sleep(0.1)
+        raise TimeoutError("it takes no messages")
+
+    def _is_told_ready(self) -> bool:
+        try:
+            self._socket.sendto(_READY, socket.MSG_DONTWAIT, self._address)
+        except BlockingIOError:
+            return False
+        return True
 
     def wants_sign(self) -> bool:
         """Whether the watchdog has got no sign of life for a while, and runs at all."""

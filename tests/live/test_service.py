@@ -5,10 +5,13 @@ under systemd.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.live.conftest import Feed, Start
+from tests.live.source import A, Sender
 from tests.live.test_slow_reader import block
 from tests.support import DEADLINE_S, Command, held_by, status_of, wait_until, waits_in
 
@@ -54,9 +58,11 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
         yield made
 
 
-def quiet(bootstrap: Start, manager: Manager, *options: str, **more: str) -> Command:
+def quiet(
+    bootstrap: Start, manager: Manager, *options: str, stderr: int = subprocess.PIPE, **more: str
+) -> Command:
     """Starts the command, which shows nothing because init executes nothing."""
-    return bootstrap("--pid", "1", *options, env={**manager.environ, **more})
+    return bootstrap("--pid", "1", *options, env={**manager.environ, **more}, stderr=stderr)
 
 
 def test_ready_once_it_traces_and_stopping_at_the_end(bootstrap: Start, manager: Manager) -> None:
@@ -146,8 +152,47 @@ def test_a_manager_that_is_not_there_does_not_stop_it(bootstrap: Start, address:
     assert "None" not in err
 
 
+def test_a_manager_that_takes_nothing_does_not_keep_it(bootstrap: Start, manager: Manager) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as flood:
+        flood.setblocking(False)
+        flood.connect(manager.socket.getsockname())
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                flood.send(b"")
+    command = quiet(bootstrap, manager)
+    wait_until(lambda: "link" in {kind for kind, _ in held_by(command.pid)})
+    assert command.end(signal.SIGTERM)[::2] == (0, "")
+
+
+def test_a_message_that_nobody_reads_does_not_trip_the_watchdog(
+    bootstrap: Start, feed: Feed, manager: Manager
+) -> None:
+    """A loss is worth a message; the output has it as well."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    command = quiet(
+        bootstrap, manager, "--json", "--ring-size", "64K", stderr=writer, WATCHDOG_USEC="400000"
+    )
+    command.wait_for_tracing()
+    with feed(command.pid) as source:
+        answer = source.sent(Sender(A, 20_000))
+    assert answer.lost > 0
+    out = command.read_until(lambda seen: seen.count(b'"event":"exec"') == 20_000 - answer.lost)
+    lost = [json.loads(line)["count"] for line in out.splitlines() if b'"event":"lost"' in line]
+    manager.received()
+    for _ in range(5):
+        assert manager.next()[0] == "WATCHDOG=1"
+    assert lost
+    os.close(reader)
+    os.close(writer)
+
+
 def test_a_wrong_limit_is_no_watchdog(bootstrap: Start, manager: Manager) -> None:
-    for limit in ("0", "-1", "soon"):
+    for limit in ("0", "-1", "soon", "9" * 5000):
         command = quiet(bootstrap, manager, WATCHDOG_USEC=limit)
         assert manager.next()[0] == "READY=1"
         command.end(signal.SIGTERM)
