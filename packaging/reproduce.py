@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 """Builds what is in dist/ again, in another place, under other circumstances, and compares.
 
-The copy has another path, owner's umask, time zone, locale and modification times, and its own
-caches.
+The copy has another path, umask, time zone, locale and environment, other modification times, and
+caches of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from pathlib import Path
 
 from sources import ROOT
 
-CIRCUMSTANCES = {"TZ": "Pacific/Kiritimati", "LC_ALL": "C", "HOME": "/nonexistent", "V": "1"}
+CIRCUMSTANCES = {
+    "TZ": "Pacific/Kiritimati", "LC_ALL": "C", "HOME": "/nonexistent", "V": "1",
+    "CFLAGS": "-O0", "CPATH": "/usr/include", "CROSS_COMPILE": "none-",
+    "PKG_CONFIG_PATH": "/usr/lib/x86_64-linux-gnu/pkgconfig",
+}  # fmt: skip
 
 
 def build_again(place: Path) -> str:

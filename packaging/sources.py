@@ -104,29 +104,32 @@ def _export_submodule(into: Path) -> None:
 def _fetch(source: Source, cache: Path) -> Path:
     """The archive, below `cache`; from the mirrors that apt uses on this machine."""
     target = cache / source.archive
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(".part")
-        tried = []
-        for mirror in _mirrors():
-            url = f"{mirror.rstrip('/')}/pool/main/{source.path}"
-            try:
-                with urllib.request.urlopen(url, timeout=60) as answer, part.open("wb") as file:
-                    shutil.copyfileobj(answer, file)
-            except OSError as error:
-                tried.append(f"{url}: {getattr(error, 'reason', error)}")
-                continue
-            part.rename(target)
-            break
-        else:
-            sys.exit(
-                f"wheels: cannot download {source.name} {source.version}: put {source.archive} "
-                f"(SHA-256 {source.sha256}) into {cache}" + "".join(f"\n  {x}" for x in tried)
-            )
-    found = hashlib.sha256(target.read_bytes()).hexdigest()
-    if found != source.sha256:
-        sys.exit(f"wheels: {target} has the SHA-256 {found}, not {source.sha256}: remove it")
-    return target
+    if target.exists():
+        found = _sha256(target)
+        if found != source.sha256:
+            sys.exit(f"wheels: {target} has the SHA-256 {found}, not {source.sha256}: remove it")
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    part, tried = target.with_suffix(".part"), ""
+    for mirror in _mirrors():
+        url = f"{mirror.rstrip('/')}/pool/main/{source.path}"
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer, part.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+        except OSError as error:
+            tried += f"\n  {url}: {getattr(error, 'reason', error)}"
+            continue
+        if _sha256(part) == source.sha256:
+            return part.rename(target)
+        tried += f"\n  {url}: another file, or a part of it"
+    sys.exit(
+        f"wheels: cannot download {source.name} {source.version}: put {source.archive} "
+        f"(SHA-256 {source.sha256}) into {cache}{tried}"
+    )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _mirrors() -> list[str]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -214,6 +215,13 @@ def repack(wheel: Path) -> None:
     packed.replace(wheel)
 
 
+def forget_environment() -> None:
+    """Remove variables that compilers, setuptools or pkg-config could obey, whatever they are."""
+    kept = re.compile("PATH|HOME|TMPDIR|LANG|CLANG|BPFTOOL|PIP_.*|SSL_.*|.*_(PROXY|proxy)")
+    for name in [name for name in os.environ if not kept.fullmatch(name)]:
+        del os.environ[name]
+
+
 def write_sums(out: Path) -> None:
     """The checksums of all files, as sha256sum(1) checks them."""
     lines = [
@@ -226,12 +234,12 @@ def write_sums(out: Path) -> None:
 def main() -> None:
     """Build everything into dist/, and check it."""
     out, work = ROOT / "dist", ROOT / "build/wheels"
+    if any(character.isspace() for character in str(ROOT)):
+        sys.exit(f"wheels: {ROOT} has a space in it, which compilers misunderstand: move it")
     os.umask(0o022)
+    forget_environment()
     os.environ["SOURCE_DATE_EPOCH"] = git("log", "-1", "--format=%ct").strip()
     os.environ["TZ"] = "UTC"  # the man page's date is a local one
-    # The same for everyone, because setuptools and zig look at them.
-    for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED", "VMLINUX", "V"):
-        os.environ.pop(name, None)
     os.environ["ZIG_GLOBAL_CACHE_DIR"] = str(work / "zig")
 
     shutil.rmtree(out, ignore_errors=True)
