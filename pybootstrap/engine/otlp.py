@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR BSD-2-Clause
 """Sends what a command shows as OTLP log records over HTTP, with OpenTelemetry's own SDK.
 
-Batches, the bounded queue and retries are the SDK's. This module makes log records, and counts what
-the receiver acknowledged, because the SDK drops records without telling its caller. At the end
-`sent == delivered + dropped`.
+Batches, the queue and retries are the SDK's. This module makes log records, bounds the memory of
+those that wait, and counts what the receiver acknowledged, because the SDK does not tell. At the
+end `sent == delivered + dropped`.
 
 HTTP instead of gRPC, because proxies and load balancers pass it, and grpcio would add megabytes of
 native code and threads of its own.
@@ -18,6 +18,7 @@ import re
 import signal
 import threading
 import time
+from collections import deque
 from urllib.parse import urlsplit
 
 from pybootstrap._typing import TYPE_CHECKING
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 __all__ = ["OtlpRenderer"]
 
 _QUEUE = 16384  # records; the SDK's 2048 are fewer than a ring of 2 MiB can hold
+_MEMORY = 64 << 20  # bytes; what the records that wait may take
 _PATIENCE_S = 5  # how long the end waits for the receiver
 _EVERY_S = 60  # between two complaints
 _RESOURCE = ("host.name", "service.name", "service.version", "service.instance.id")
@@ -165,11 +167,14 @@ class _Exporter(LogRecordExporter):
         self._unreported = 0
         self._closed = False
         self.taken = 0  # from the queue
+        self.sizes: deque[int] = deque()  # of what is queued; the main thread appends
+        self.freed = 0  # bytes, of what was exported
         self.delivered = 0
         self.dropped = 0
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
         """Exports a batch, with retries; it takes at most the timeout of the exporter."""
+        size = sum([self.sizes.popleft() for _ in batch])
         self.taken += len(batch)
         self._session.rejected, self._session.problem = 0, "the end came first"
         result = LogRecordExportResult.FAILURE
@@ -184,6 +189,7 @@ class _Exporter(LogRecordExporter):
             self.delivered += good
             self.dropped += len(batch) - good
             self._complain(len(batch) - good)
+        self.freed += size
         return result
 
     def _complain(self, count: int) -> None:
@@ -213,6 +219,11 @@ class _Exporter(LogRecordExporter):
 # ---- Log records ----
 
 
+def _size(line: str) -> int:
+    """About how many bytes the attributes of a JSON object take; a short string takes up to 100."""
+    return 2 * len(line) + 50 * line.count('"')
+
+
 class OtlpRenderer(Renderer):
     """Sends each event, loss and report as a log record; lines are those of another renderer.
 
@@ -238,7 +249,8 @@ class OtlpRenderer(Renderer):
         self._url = endpoint(url)
         self._lines = lines
         self._json = JsonRenderer(events, OtelNames(name))
-        self._sent = 0
+        self._sent = self._emitted = 0  # records
+        self._size = 0  # bytes, of the emitted
         self._provider: LoggerProvider | None = None
         logging.getLogger().addHandler(logging.NullHandler())  # else the SDK's go to stderr
         try:
@@ -288,7 +300,7 @@ class OtlpRenderer(Renderer):
 
     def end(self, report: Report) -> str:
         """Sends that tracing has ended, waits for the receiver, and returns the final line."""
-        self._send(report.time_ns, self._json.end(self._counted(report)))
+        self._send(report.time_ns, self._json.end(self._counted(report)), must=True)
         self._shut_down()
         return self._lines.end(self._counted(report)) if self._lines else ""
 
@@ -303,20 +315,31 @@ class OtlpRenderer(Renderer):
 
     def _counters(self) -> dict[str, int]:
         """Log records so far. While it runs, `dropped` has what is known: the rest is queued."""
-        sent, taken, delivered = self._sent, self._exporter.taken, self._exporter.delivered
+        sent, delivered = self._sent, self._exporter.delivered
         dropped = sent - delivered
         if self._provider is not None:  # still running
-            dropped = max(0, sent - taken - self._queue)
-            dropped += self._exporter.dropped
+            dropped = sent - self._emitted + self._exporter.dropped
         return {"otlp_sent": sent, "otlp_delivered": delivered, "otlp_dropped": dropped}
 
     def _send(
-        self, time_ns: int, line: str, severity: SeverityNumber = SeverityNumber.INFO
+        self,
+        time_ns: int,
+        line: str,
+        severity: SeverityNumber = SeverityNumber.INFO,
+        must: bool = False,
     ) -> None:
+        """Sends a JSON object unless the queue is full; with `must` also then, as the last one."""
+        self._sent += 1
+        exporter, size = self._exporter, _size(line)
+        full = self._emitted - exporter.taken >= self._queue  # before the SDK drops silently
+        if (full or self._size + size - exporter.freed > _MEMORY) and not must:
+            return
+        self._emitted += 1
+        self._size += size
+        exporter.sizes.append(size)
         members = json.loads(line)
         del members["time"]
         name = members.pop("event_name")
-        self._sent += 1
         self._logger.emit(
             timestamp=time_ns or None,
             event_name=name,

@@ -78,8 +78,10 @@ class Workload:
     CODE = (
         "import os, sys\n"
         "for line in sys.stdin:\n"
-        "    for _ in range(int(line)):\n"
-        "        pid = os.posix_spawn('/bin/true', ['true', 'é', b'\\xff'], {})\n"
+        "    count, more = map(int, line.split())\n"
+        "    words = ['true', 'é', b'\\xff', *[b'\\xff'] * more]\n"
+        "    for _ in range(count):\n"
+        "        pid = os.posix_spawn('/bin/true', words, {})\n"
         "        print(os.wait4(pid, 0)[0])\n"
         "    print(flush=True)\n"
     )
@@ -91,10 +93,11 @@ class Workload:
         )
         self.pids: list[int] = []
 
-    def run(self, count: int) -> None:
+    def run(self, count: int, more: int = 0) -> None:
+        """Runs processes with 2 arguments and more."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.write(f"{count} {more}\n")
         self.process.stdin.flush()
         self.pids += [int(line) for line in iter(self.process.stdout.readline, "\n")]
 
@@ -318,6 +321,22 @@ def test_what_a_full_queue_drops_is_counted(
     dropped = assert_accounted(sender, workload, receiver)
     assert dropped >= 400 - 64 - 2 * 32
     assert f"bootstrap: {dropped} of 402 log records were not delivered to " in err
+
+
+def test_records_that_wait_take_bounded_memory(
+    receiver: Receiver, send: Send, workload: Workload
+) -> None:
+    """Anybody can run commands with many short arguments: each is two objects in a record."""
+    receiver.kill()
+    sender = send(receiver.url)
+    before = int(status_of(sender.pid)["VmHWM"].split()[0])
+    for _ in range(20):
+        workload.run(15, 2700)  # so few that the ring holds them
+        sender.wait_for_events(2 * len(workload.pids))
+    assert int(status_of(sender.pid)["VmHWM"].split()[0]) - before < 200_000  # KiB
+    sender.process.send_signal(signal.SIGTERM)
+    sender.end()
+    assert assert_accounted(sender, workload, receiver) == 602
 
 
 @pytest.mark.parametrize(
