@@ -11,6 +11,8 @@ native code and threads of its own.
 
 from __future__ import annotations
 
+import http.client
+import io
 import json
 import logging
 import os
@@ -47,12 +49,14 @@ try:
         LogRecordExportResult,
     )
     from opentelemetry.sdk.resources import Resource
+    from urllib3.connection import HTTPConnection
 except ImportError as error:
     raise SettingError(
         f"--otlp needs OpenTelemetry's SDK ({error}): pip install 'pybootstrap-bpf[otlp]'"
     ) from None
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable, Sequence
     from typing import Any
 
@@ -96,6 +100,40 @@ def _bad_variable(error: Exception) -> SettingError:
 
 
 # ---- The receiver's answers ----
+
+
+class _Timed(io.RawIOBase):
+    """Bytes from a socket, all of them within its timeout, which otherwise is that of each read."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
+        self._raw = raw
+        self._sock = sock
+        self._end = time.monotonic() + (sock.gettimeout() or 0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer that has to be complete within the timeout."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **settings: Any) -> None:
+        super().__init__(sock, *arguments, **settings)
+        self.fp = io.BufferedReader(_Timed(self.fp.detach(), sock))
+
+
+HTTPConnection.response_class = _Answer  # else one byte per second would keep the SDK's only thread
 
 
 class _Session(requests.Session):
@@ -165,6 +203,7 @@ class _Exporter(LogRecordExporter):
         self._exporter = OTLPLogExporter(endpoint=url, session=self._session)
         self._silent_until = 0.0  # time.monotonic()
         self._unreported = 0
+        self._lock = threading.Lock()  # of the two above
         self._closed = False
         self.taken = 0  # from the queue
         self.sizes: deque[int] = deque()  # of what is queued; the main thread appends
@@ -188,20 +227,20 @@ class _Exporter(LogRecordExporter):
         if not self._closed:
             self.delivered += good
             self.dropped += len(batch) - good
-            self._complain(len(batch) - good)
+            self.complain(len(batch) - good, self._session.problem)
         self.freed += size
         return result
 
-    def _complain(self, count: int) -> None:
-        """Reports records that were dropped, at most once a minute."""
-        self._unreported += count
-        if self._unreported and time.monotonic() >= self._silent_until:
-            say(
-                self._name,
-                f"{self._unreported} log records were not delivered to {self._url}: "
-                f"{' '.join(self._session.problem.split())}",
-            )
-            self._unreported, self._silent_until = 0, time.monotonic() + _EVERY_S
+    def complain(self, count: int, problem: str) -> None:
+        """Reports records that were dropped, at most once a minute; in any thread."""
+        with self._lock:
+            self._unreported += count
+            count, now = self._unreported, time.monotonic()
+            if not count or now < self._silent_until:
+                return
+            self._unreported, self._silent_until = 0, now + _EVERY_S
+        reason = " ".join(problem.split())
+        say(self._name, f"{count} log records were not delivered to {self._url}: {reason}")
 
     def shutdown(self) -> None:
         """Ends waiting for the next attempt, and fails at once from here on."""
@@ -263,6 +302,7 @@ class OtlpRenderer(Renderer):
     def take(self, made: list[Any]) -> list[Any]:
         """Sends the events among these; returns their lines, with the losses between them."""
         lines = self._lines.kinds if self._lines else {}
+        before = self._sent - self._emitted
         taken: list[Any] = []
         for event in made:
             if isinstance(event, LostEvent):  # comes to `lost`
@@ -270,6 +310,8 @@ class OtlpRenderer(Renderer):
                 continue
             self._send(event.time_ns, self._json.kinds[event.KIND](event.record))
             taken.append(lines[event.KIND](event.record) if lines else "")
+        if dropped := self._sent - self._emitted - before:
+            self._exporter.complain(dropped, "the queue is full")
         return taken
 
     def lost(self, event: LostEvent) -> str:

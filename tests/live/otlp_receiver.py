@@ -11,6 +11,7 @@ import gzip
 import json
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
         how = answer.read_text() if answer.exists() else ""
         if how == "silence":
             threading.Event().wait()
+        if how == "drip once":
+            answer.unlink()
+            self._drip()
         if how == "503 once":
             answer.unlink()
             how = "503"
@@ -91,6 +95,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
+
+    def _drip(self) -> None:
+        """Sends headers until the client has enough."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            self.wfile.write(b"X")
+            time.sleep(0.1)
 
     def log_message(self, *_: object) -> None:
         pass

@@ -306,6 +306,19 @@ def test_a_receiver_may_be_busy_or_answer_in_json(
     assert assert_accounted(sender, workload, receiver) == 0
 
 
+def test_an_answer_that_never_ends_is_given_up(
+    receiver: Receiver, send: Send, workload: Workload
+) -> None:
+    receiver.answer("drip once")
+    sender = send(receiver.url, OTEL_EXPORTER_OTLP_TIMEOUT="1")
+    assert sender.process.stderr is not None
+    assert sender.process.stderr.readline().endswith(b": no answer in time\n")
+    workload.run(3)
+    wait_until(lambda: len(receiver.events()) == 6)
+    sender.end(signal.SIGTERM)
+    assert assert_accounted(sender, workload, receiver) == 1
+
+
 def test_what_a_full_queue_drops_is_counted(
     receiver: Receiver, send: Send, workload: Workload
 ) -> None:
@@ -315,6 +328,8 @@ def test_what_a_full_queue_drops_is_counted(
     receiver.process.send_signal(signal.SIGSTOP)
     workload.run(200)
     sender.wait_for_events(400)
+    assert sender.process.stderr is not None
+    assert sender.process.stderr.readline().endswith(b": the queue is full\n")
     receiver.process.send_signal(signal.SIGCONT)
     status, _, err = sender.end(signal.SIGTERM)
     assert status == 0
