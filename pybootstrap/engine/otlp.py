@@ -71,6 +71,7 @@ _QUEUE = 16384  # records; the SDK's 2048 are fewer than a ring of 2 MiB can hol
 _MEMORY = 64 << 20  # bytes; what the records that wait may take
 _PATIENCE_S = 5  # how long the end waits for the receiver
 _EVERY_S = 60  # between two complaints
+_LONGEST = 65536  # bytes of an answer
 _RESOURCE = ("host.name", "service.name", "service.version", "service.instance.id")
 
 
@@ -150,17 +151,21 @@ class _Session(requests.Session):
         """Sends one request; never follows a redirect, which would turn it into a GET."""
         self.rejected, self.problem = 0, "no answer"
         try:
-            response = super().send(request, **{**settings, "allow_redirects": False})
+            settings = {**settings, "allow_redirects": False, "stream": True}
+            response = super().send(request, **settings)
             self.problem = f"{response.status_code} {response.reason}"
+            body = _body(response)
             if 200 <= response.status_code < 400:
-                self._judge(response)
+                self._judge(response, body)
         except requests.RequestException as error:
             self.problem = _reason(error)
             raise
         return response
 
-    def _judge(self, response: requests.Response) -> None:
-        answer = _decoded(response) if response.status_code < 300 else None
+    def _judge(self, response: requests.Response, body: bytes | None) -> None:
+        answer = None
+        if response.status_code < 300 and body is not None:
+            answer = _decoded(response.headers.get("Content-Type", ""), body)
         if answer is None:
             self.problem += ", but no OTLP answer: is the URL right?"
             response.status_code = 400  # not to be retried
@@ -170,14 +175,25 @@ class _Session(requests.Session):
         self.problem = partial.error_message or "the receiver rejected some"
 
 
-def _decoded(response: requests.Response) -> ExportLogsServiceResponse | None:
+def _body(response: requests.Response) -> bytes | None:
+    """Reads the body; None if it is too long, however little of it was compressed."""
+    body = b""
+    for part in response.iter_content(4096):
+        body += part
+        if len(body) > _LONGEST:
+            response.close()
+            return None
+    return body
+
+
+def _decoded(kind: str, body: bytes) -> ExportLogsServiceResponse | None:
     """The answer; None if it is something else. Some receivers answer in JSON whatever they get."""
     answer = ExportLogsServiceResponse()
     try:
-        if "json" in response.headers.get("Content-Type", ""):
-            json_format.Parse(response.content, answer)
+        if "json" in kind:
+            json_format.Parse(body, answer)
         else:
-            answer.ParseFromString(response.content)
+            answer.ParseFromString(body)
     except (DecodeError, json_format.ParseError, UnicodeDecodeError):
         return None
     return answer

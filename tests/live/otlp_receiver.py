@@ -28,6 +28,8 @@ _ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
     "json": (200, {"Content-Type": "application/json"}, b'{"partialSuccess": {}}'),
     "other json": (200, {"Content-Type": "application/json"}, b'{"error": "no"}'),
     "garbage": (200, {}, b"<html>Log in, please</html>"),
+    # Unknown fields of 1 MiB in all: a valid answer, but too long.
+    "long": (200, {"Content-Encoding": "gzip"}, gzip.compress(b"\x78\x00" * (1 << 19))),
     "redirect": (302, {"Location": "/login"}, b""),
 }
 
@@ -87,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
             body.partial_success.rejected_log_records = refused
             body.partial_success.error_message = "only one"
             content = body.SerializeToString()
-        if status == 200 and how not in ("garbage", "other json"):
+        if status == 200 and how not in ("garbage", "other json", "long"):
             with file.open("ab", buffering=0) as output:  # at once, because we may be killed
                 output.write("".join(json.dumps(record) + "\n" for record in records).encode())
         self.send_response(status)
