@@ -28,7 +28,7 @@ from pybootstrap.engine.decoder import LostEvent
 from pybootstrap.engine.errors import SettingError
 from pybootstrap.engine.names import OtelNames
 from pybootstrap.engine.output import in_a_hurry, say
-from pybootstrap.engine.render import Renderer
+from pybootstrap.engine.render import Renderer, escape
 from pybootstrap.engine.render_json import JsonRenderer
 
 try:
@@ -255,7 +255,7 @@ class _Exporter(LogRecordExporter):
             if not count or now < self._silent_until:
                 return
             self._unreported, self._silent_until = 0, now + _EVERY_S
-        reason = " ".join(problem.split())
+        reason = escape(" ".join(problem.split()))[:300]  # may be the receiver's text
         say(self._name, f"{count} log records were not delivered to {self._url}: {reason}")
 
     def shutdown(self) -> None:

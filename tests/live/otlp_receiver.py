@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
             del records[1:]
             body = ExportLogsServiceResponse()
             body.partial_success.rejected_log_records = refused
-            body.partial_success.error_message = "only one"
+            body.partial_success.error_message = "only \x1b[1mone" + 1000 * "!"
             content = body.SerializeToString()
         if status == 200 and how not in ("garbage", "other json", "long"):
             with file.open("ab", buffering=0) as output:  # at once, because we may be killed

@@ -290,7 +290,8 @@ def test_rejected_records_of_a_partial_success_are_counted(
     sender.wait_for_events(20)
     status, _, err = sender.end(signal.SIGTERM)
     assert status == 0
-    assert "only one" in err
+    assert "only \\x1b[1mone!!" in err
+    assert "!" * 300 not in err
     assert assert_accounted(sender, workload, receiver) > 0
 
 
