@@ -192,6 +192,8 @@ def _decoded(kind: str, body: bytes) -> ExportLogsServiceResponse | None:
     try:
         if "json" in kind:
             json_format.Parse(body, answer)
+        elif kind and "protobuf" not in kind:  # a page, perhaps empty
+            return None
         else:
             answer.ParseFromString(body)
     except (DecodeError, json_format.ParseError, UnicodeDecodeError):
@@ -256,7 +258,11 @@ class _Exporter(LogRecordExporter):
                 return
             self._unreported, self._silent_until = 0, now + _EVERY_S
         reason = escape(" ".join(problem.split()))[:300]  # may be the receiver's text
-        say(self._name, f"{count} log records were not delivered to {self._url}: {reason}")
+        say(
+            self._name,
+            f"{count} log records were not delivered to {self._url}: {reason}",
+            wait=False,
+        )
 
     def shutdown(self) -> None:
         """Ends waiting for the next attempt, and fails at once from here on."""

@@ -27,6 +27,7 @@ _ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
     "503": (503, {"Retry-After": "1"}, b""),
     "json": (200, {"Content-Type": "application/json"}, b'{"partialSuccess": {}}'),
     "other json": (200, {"Content-Type": "application/json"}, b'{"error": "no"}'),
+    "empty page": (200, {"Content-Type": "text/html"}, b""),
     "garbage": (200, {}, b"<html>Log in, please</html>"),
     # Unknown fields of 1 MiB in all: a valid answer, but too long.
     "long": (200, {"Content-Encoding": "gzip"}, gzip.compress(b"\x78\x00" * (1 << 19))),
@@ -89,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
             body.partial_success.rejected_log_records = refused
             body.partial_success.error_message = "only \x1b[1mone" + 1000 * "!"
             content = body.SerializeToString()
-        if status == 200 and how not in ("garbage", "other json", "long"):
+        if status == 200 and how not in ("garbage", "empty page", "other json", "long"):
             with file.open("ab", buffering=0) as output:  # at once, because we may be killed
                 output.write("".join(json.dumps(record) + "\n" for record in records).encode())
         self.send_response(status)

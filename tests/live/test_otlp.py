@@ -258,6 +258,7 @@ def test_a_receiver_that_is_not_there_does_not_keep_the_command_from_ending(
     [
         ("400", "400 Bad Request"),
         ("garbage", "200 OK, but no OTLP answer: is the URL right?"),
+        ("empty page", "200 OK, but no OTLP answer: is the URL right?"),
         ("other json", "200 OK, but no OTLP answer: is the URL right?"),
         ("long", "200 OK, but no OTLP answer: is the URL right?"),
         ("redirect", "302 Found, but no OTLP answer: is the URL right?"),
