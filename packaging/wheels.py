@@ -194,7 +194,6 @@ def make_wheel(sdist: Path, architecture: str, work: Path, out: Path) -> Path:
         "PKG_CONFIG_LIBDIR": str(prefix),
         "_PYTHON_HOST_PLATFORM": f"linux-{architecture}",  # sysconfig.get_platform() obeys
     }
-    env.pop("PYBOOTSTRAP_WERROR", None)  # for developers: see WARNINGS in engine/build.py
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     settings = f"--config-settings=--build-option=--plat-name={tag}"
     run(*pip, settings, "-w", out, ".", cwd=tree, env=env)
