@@ -127,11 +127,10 @@ test: all test-deps ## Run all tests, as root: make test ARGS='-k exec'
 	@$(AS_ROOT) env PYBOOTSTRAP_REQUIRE_KERNEL=1 $(PY) -m pytest -p no:cacheprovider $(ARGS)
 
 # The inputs of the wheels that decide what it does on a kernel.
-WHEEL_INPUTS = $(wildcard bpf/*.[ch] vmlinux/*.h pybootstrap/*.py pybootstrap/*/*.py pybootstrap/*.c pybootstrap/engine/native/*) setup.py pyproject.toml
+WHEEL_INPUTS = $(wildcard bpf/*.[ch] vmlinux/*.h pybootstrap/*.py pybootstrap/*/*.py pybootstrap/*.c pybootstrap/engine/native/* packaging/*.py packaging/*.txt) setup.py pyproject.toml
 
 build/kernels/wheel: $(WHEEL_INPUTS) | all
 	$(Q)$(MAKE) wheels
-	$(Q)mkdir -p $(@D) && touch $@
 
 kernel-deps: | deps
 	@missing=; \
@@ -199,6 +198,7 @@ $(TOOLS)/ready: packaging/requirements.txt | deps
 
 wheels: $(TOOLS)/ready ## Make the sdist and the wheels for other machines, in dist/
 	$(Q)$(TOOLS)/bin/python packaging/wheels.py
+	$(Q)mkdir -p build/kernels && touch build/kernels/wheel
 	@ls -1 dist/*
 
 reproduce: $(TOOLS)/ready ## Build them again from a copy in another directory, and compare
