@@ -45,6 +45,22 @@ def wait_until(
         time.sleep(every_s)
 
 
+@contextlib.contextmanager
+def full_pipe() -> Iterator[int]:
+    """The end for writing of a pipe that is full, and that nobody reads."""
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        os.set_blocking(writer, True)
+        yield writer
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 def run_until(true: Callable[[], object]) -> list[int]:
     """Runs processes until `true()` holds; returns their pids."""
     pids: list[int] = []

@@ -32,6 +32,7 @@ from tests.support import (
     ONE_HOUR_MS,
     alarms,
     assert_balanced,
+    full_pipe,
     handler,
     join,
     once_asleep,
@@ -172,13 +173,7 @@ def test_blocked_streams_do_not_keep_it_alive(
     bootstrap: Start, feed: Feed, streams: tuple[str, ...]
 ) -> None:
     """It reports losses to a full standard error that nobody reads, but goes on tracing."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writer, bytes(65536))
-    os.set_blocking(writer, True)
-    try:
+    with full_pipe() as writer:
         to = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         to |= dict.fromkeys(streams, writer)
         command = bootstrap("--json", "--pid", "1", "--ring-size", "64K", **to)
@@ -193,9 +188,6 @@ def test_blocked_streams_do_not_keep_it_alive(
         command.process.send_signal(signal.SIGTERM)
         command.process.wait(DEADLINE_S)
         assert time.monotonic() - begin < 3
-    finally:
-        os.close(reader)
-        os.close(writer)
 
 
 # ---- close() at every instruction ----

@@ -6,7 +6,6 @@ under systemd.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -21,7 +20,7 @@ import pytest
 from tests.live.conftest import Feed, Start
 from tests.live.source import A, Sender
 from tests.live.test_slow_reader import block
-from tests.support import DEADLINE_S, Command, held_by, status_of, wait_until, waits_in
+from tests.support import DEADLINE_S, Command, full_pipe, held_by, status_of, wait_until, waits_in
 
 
 class Manager:
@@ -168,27 +167,19 @@ def test_a_message_that_nobody_reads_does_not_trip_the_watchdog(
     bootstrap: Start, feed: Feed, manager: Manager
 ) -> None:
     """A loss is worth a message; the output has it as well."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writer, bytes(4096))
-    os.set_blocking(writer, True)
-    command = quiet(
-        bootstrap, manager, "--json", "--ring-size", "64K", stderr=writer, WATCHDOG_USEC="400000"
-    )
-    command.wait_for_tracing()
-    with feed(command.pid) as source:
-        answer = source.sent(Sender(A, 20_000))
+    more = {"WATCHDOG_USEC": "400000"}
+    with full_pipe() as writer:
+        command = quiet(bootstrap, manager, "--json", "--ring-size", "64K", stderr=writer, **more)
+        command.wait_for_tracing()
+        with feed(command.pid) as source:
+            answer = source.sent(Sender(A, 20_000))
+        count = 20_000 - answer.lost
+        out = command.read_until(lambda seen: seen.count(b'"event":"exec"') == count)
+        manager.received()
+        for _ in range(5):
+            assert manager.next()[0] == "WATCHDOG=1"
     assert answer.lost > 0
-    out = command.read_until(lambda seen: seen.count(b'"event":"exec"') == 20_000 - answer.lost)
-    lost = [json.loads(line)["count"] for line in out.splitlines() if b'"event":"lost"' in line]
-    manager.received()
-    for _ in range(5):
-        assert manager.next()[0] == "WATCHDOG=1"
-    assert lost
-    os.close(reader)
-    os.close(writer)
+    assert b'"event":"lost"' in out
 
 
 def test_a_wrong_limit_is_no_watchdog(bootstrap: Start, manager: Manager) -> None:
