@@ -83,7 +83,8 @@ def endpoint(url: str) -> str:
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # of the port or an IPv6 address
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # of the port, an IPv6 address or a name
         good = False
     if not good or re.search(r"[\s\x00-\x1f]", url) or parts.query or parts.fragment:
         raise SettingError(f"--otlp needs a URL such as http://collector:4318, not {url!r}")

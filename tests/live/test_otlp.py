@@ -362,6 +362,7 @@ def test_records_that_wait_take_bounded_memory(
     [
         ("collector:4318", "--otlp needs a URL such as http://collector:4318, not"),
         ("ftp://collector", "--otlp needs a URL"),
+        ("http://a..b", "--otlp needs a URL"),
         ("http://", "--otlp needs a URL"),
         ("http://[::1", "--otlp needs a URL"),
         ("http://collector:x", "--otlp needs a URL"),
